@@ -6,7 +6,7 @@
 __all__ = ['MNIST5K_SHA256', 'FASHION_SHA256', 'SOURCES', 'RELEASED_MEAN', 'RELEASED_STD', 'long_tailed_counts', 'generator',
            'Images', 'Source', 'load_mnist5k', 'data_home', 'load_cifar', 'load_fashion_mnist', 'get_source', 'Split',
            'draw_split', 'load_split', 'Views', 'Gallery', 'pixel_stats', 'Batch', 'epoch_batches', 'endless_batches',
-           'protocol_card']
+           'protocol_card', 'toy_split']
 
 # %% ../nbs/00_data.ipynb #d188ba7c
 import gzip, hashlib, itertools, math, os
@@ -280,7 +280,7 @@ class Gallery:
         rows, cols = self.views.window(views)
         channels = torch.arange(self.padded.shape[1], device=self.device)
         x = self.padded[ids[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], cols[:, None, None, :]]
-        return (x.to(self.mean.dtype)/255 - self.mean)/self.std
+        return ((x.to(self.mean.dtype)/255 - self.mean)/self.std).contiguous(memory_format=torch.channels_last) # the layout CPUs and GPUs convolve fastest
 
     def plain(self, batch_size:int=1000 # images per batch
              )->Iterator[tuple[Tensor, Tensor]]: # (x, labels), in order, un-augmented
@@ -344,3 +344,20 @@ def protocol_card(split:Split # any split
                 drawn='per class, one permutation counted from the seed: val first, train next; test is the same for every seed',
                 train_chooses='student weights (every method), teacher weights', val_chooses='weights of the weight net (BiKD); the epoch of val_selected accuracy',
                 test_chooses='nothing that is trained; the epoch of best_on_test accuracy, stored under that name')
+
+# %% ../nbs/00_data.ipynb #d925f1ed
+def toy_split(n_max:int=24, # images of the head class
+              n_classes:int=3, # C, at most 16
+              rho:float=4., # imbalance ratio >= 1
+              seed:int=0 # which draw
+             )->Split: # 8×8 grey images, 8 val and 20 test images per class
+    "A tiny learnable split: the position of a bright 2×2 patch in noise is the class."
+    source = Source('toy', None, n_classes, n_max, n_val=8, channels=1, size=8, pad=1, flip=False)
+    def images(n, purpose):
+        labels = torch.arange(n_classes).repeat(n)
+        pixels = torch.randint(0, 160, (len(labels), 1, 8, 8), dtype=torch.uint8, generator=generator(seed, purpose))
+        at = labels*5 % 16 # scattered over a 4×4 grid of patches
+        for i in range(2):
+            for j in range(2): pixels[torch.arange(len(labels)), 0, at//4*2 + i, at%4*2 + j] = 220
+        return Images(pixels, labels)
+    return draw_split(source, images(n_max + 8, 'toy pool'), images(20, 'toy test'), rho, seed)
