@@ -257,7 +257,7 @@ def train(student:nn.Module, # trained in place
           label:str|None=None, # name of the progress bar
           show:bool=True, # progress or silence
           tensorboard=None # a folder: scalars of every epoch go there
-         )->Progress: # history of all epochs; the student is now the last epoch's
+         )->tuple[Workshop, Progress]: # what it was trained in, and the history of all epochs; the student is now the last epoch's
     "Train a student by any method: Algorithm 1 with its outer loop. Errors: `set_up`, `load_checkpoint`, `NonFiniteLoss`."
     protocol = protocol or Protocol()
     shop = set_up(student, method, split, protocol, teacher, seed, device)
@@ -280,7 +280,7 @@ def train(student:nn.Module, # trained in place
         if checkpoint: save_checkpoint(checkpoint, shop, progress, key)
         log(row); bar.step(f"loss {row['train_loss']:.3f}  val {row['val_acc_pct']:5.1f} %  test {row['test_acc_pct']:5.1f} %")
     bar.bar.close()
-    return progress
+    return shop, progress
 
 def _scalars(folder)->Callable:
     "A function that writes a row as TensorBoard scalars, or does nothing."
