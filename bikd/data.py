@@ -160,7 +160,7 @@ def load_fashion_mnist(data_dir=None # folder with the four IDX files, plain or 
 
 # %% ../nbs/00_data.ipynb #40b5387e
 SOURCES = {s.name: s for s in (
-    Source('mnist5k', load_mnist5k, 10, n_max=380, n_val=20, channels=1, size=28, pad=2, flip=False, epochs=40),
+    Source('mnist5k', load_mnist5k, 10, n_max=380, n_val=20, channels=1, size=28, pad=2, flip=False, epochs=30),
     Source('fashion_mnist', load_fashion_mnist, 10, n_max=4900, n_val=100, channels=1, size=28),
     Source('cifar10', lambda d=None: load_cifar('cifar10', d), 10, n_max=4900, n_val=100, channels=3, size=32, teacher='resnet32x4', student='resnet8x4'),
     Source('cifar100', lambda d=None: load_cifar('cifar100', d), 100, n_max=490, n_val=10, channels=3, size=32, teacher='resnet32x4', student='resnet8x4'))}

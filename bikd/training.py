@@ -166,7 +166,7 @@ def accuracy_pct(logits:Tensor, # `(N, C)`
                  labels:Tensor # `(N,)`
                 )->float: # 0 .. 100
     "Top-1 accuracy in percent."
-    return 100*(logits.argmax(1) == labels).float().mean().item()
+    return 100*(logits.argmax(1) == labels).sum().item()/len(labels)
 
 # %% ../nbs/06_training.ipynb #2301c06a
 class Tally:
