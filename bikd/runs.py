@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'RunConfig', 'make_config', 'shot_groups', 'expected_calibration_error', 'confusion_matrix', 'summarise',
-           'environment', 'Run', 'sample_weights', 'find_run', 'load_teacher', 'run', 'load_runs', 'Parameters',
-           'ParameterError', 'given_parameters', 'Plan', 'project_root', 'pick_device', 'make_plan', 'check_parameters']
+           'environment', 'Run', 'sample_weights', 'find_run', 'load_teacher', 'run', 'find_runs', 'load_runs',
+           'Parameters', 'ParameterError', 'given_parameters', 'Plan', 'project_root', 'pick_device', 'make_plan',
+           'check_parameters']
 
 # %% ../nbs/07_runs.ipynb #155798f0
 import ast, difflib, hashlib, json, os, platform, shutil, subprocess, time
@@ -245,15 +246,21 @@ def run(cfg:RunConfig, # what to run
     return Run(folder, fresh=True)
 
 # %% ../nbs/07_runs.ipynb #c985aaf6
+def find_runs(runs_dir # a folder of runs
+             )->list[Run]: # in the order of methods in `METHODS`, then by dataset, ρ and seed
+    "All finished runs below a folder. `ValueError` where one cannot be read."
+    runs = [Run(path.parent) for path in Path(runs_dir).glob('*/summary.json')]
+    for r in runs:
+        try: r.summary, r.config
+        except ValueError as e: raise ValueError(f"{r.folder} is damaged ({e}): remove it and run it again.") from e
+    order = list(METHODS)
+    return sorted(runs, key=lambda r: (order.index(r.config.method), r.config.dataset, r.config.rho, r.config.seed, r.config.run_id))
+
 def load_runs(runs_dir # a folder of runs
              )->pd.DataFrame: # a row per finished run: `summary.json`, then the config's protocol and settings
     "All finished runs below a folder. Columns as in `summary.json`, plus `protocol.*`, `settings.*` and `folder`."
-    rows = []
-    for path in sorted(Path(runs_dir).glob('*/summary.json')):
-        try: r = Run(path.parent); summary, cfg = r.summary, r.config
-        except ValueError as e: raise ValueError(f"{path.parent} is damaged ({e}): remove it and run it again.") from e
-        rows.append(summary | {f'protocol.{k}': v for k, v in cfg.protocol.model_dump().items()} | {f'settings.{k}': v for k, v in cfg.settings.items()} | dict(folder=str(path.parent)))
-    return pd.DataFrame(rows)
+    flat = lambda name, d: {f'{name}.{k}': v for k, v in d.items()}
+    return pd.DataFrame([r.summary | flat('protocol', r.config.protocol.model_dump()) | flat('settings', r.config.settings) | dict(folder=str(r.folder)) for r in find_runs(runs_dir)])
 
 # %% ../nbs/07_runs.ipynb #608ecfa6
 class Parameters(BaseModel):

@@ -1,0 +1,73 @@
+"""Our numbers against other libraries' and other nets."""
+import pytest, torch, torch.nn.functional as F
+from torch import nn
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
+
+from bikd.data import toy_split
+from bikd.hypergradient import hypergradient
+from bikd.losses import hard_loss, soft_loss
+from bikd.methods import KD, BiKD, Protocol
+from bikd.models import create_model
+from bikd.runs import confusion_matrix, expected_calibration_error
+from bikd.training import train
+from bikd.weight_net import WeightNet
+
+
+def test_ece_and_confusion_agree_with_torchmetrics():
+    torch.manual_seed(0)
+    logits, labels = 3*torch.randn(500, 7), torch.randint(7, (500,))
+    assert abs(expected_calibration_error(logits, labels) - MulticlassCalibrationError(7, n_bins=15)(logits, labels)) < 1e-6
+    assert torch.equal(confusion_matrix(logits, labels), MulticlassConfusionMatrix(7)(logits, labels))
+
+
+@pytest.mark.parametrize('tau', [1., 4., 20.])
+def test_losses_and_their_gradients_agree_with_torch_in_float64(tau):
+    torch.manual_seed(0)
+    s, t, y = (10*torch.randn(64, 9, dtype=torch.float64)).requires_grad_(), 10*torch.randn(64, 9, dtype=torch.float64), torch.randint(9, (64,))
+    ours = .3*hard_loss(s, y).mean() + .7*soft_loss(s, t, tau).mean()
+    theirs = .3*F.cross_entropy(s, y) + .7*tau**2*F.kl_div((s/tau).log_softmax(1), (t/tau).log_softmax(1), log_target=True, reduction='batchmean')
+    assert abs(ours - theirs) < 1e-10
+    assert torch.allclose(*(torch.autograd.grad(l, s)[0] for l in (ours, theirs)), atol=1e-13)
+    assert torch.autograd.gradcheck(lambda s: soft_loss(s, t[:4], tau), (s[:4].detach().requires_grad_(),))
+
+
+class Attention(nn.Module):
+    "No convolution, no BatchNorm: patches, self-attention, LayerNorm."
+    def __init__(self, C=3):
+        super().__init__()
+        self.patch, self.qkv, self.norm, self.head = nn.Linear(16, 12), nn.Linear(12, 36), nn.LayerNorm(12), nn.Linear(12, C)
+
+    def forward(self, x):
+        p = self.patch(x.unfold(2, 4, 4).unfold(3, 4, 4).reshape(len(x), 4, 16))
+        q, k, v = self.qkv(p).chunk(3, -1)
+        return self.head(self.norm(p + (q @ k.mT/12**.5).softmax(-1) @ v).mean(1))
+
+
+class PlainConv(nn.Sequential):
+    def __init__(self): super().__init__(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.Flatten(), nn.Linear(288, 3))
+
+
+@pytest.mark.parametrize('teacher,student', [(Attention, PlainConv), (PlainConv, Attention)])
+def test_any_module_is_teacher_or_student(teacher, student):
+    torch.manual_seed(0)
+    split, recipe, t = toy_split(), Protocol(epochs=3, batch_size=10, lr=.05), teacher()
+    results = [train(student(), m, split, recipe, teacher=t, show=False)[1] for m in (KD(), BiKD(k=2), BiKD(k=2, estimator='double_backward'))]
+    assert all(len(p.history) == 3 and p.history[-1]['train_loss'] < p.history[0]['train_loss'] for p in results)
+
+
+def test_frozen_parameters_stay_frozen():
+    torch.manual_seed(0)
+    student = PlainConv(); student[0].requires_grad_(False)
+    before = student[0].weight.clone()
+    train(student, BiKD(k=1), toy_split(), Protocol(epochs=1, batch_size=10, lr=.05), teacher=Attention(), show=False)
+    assert torch.equal(before, student[0].weight)
+
+
+@pytest.mark.parametrize('net', ['resnet8', 'resnet8x4'])
+def test_jvp_equals_double_backward_in_float32_at_the_papers_batch(net):
+    torch.manual_seed(0)
+    student, phi = create_model(net, 100), WeightNet()
+    x, xv, t = torch.randn(100, 3, 32, 32), torch.randn(100, 3, 32, 32), 3*torch.randn(100, 100)
+    y, yv = torch.randint(100, (2, 100))
+    a, b = (torch.cat([g.flatten() for g in hypergradient(student, phi, x, y, t, xv, yv, lr=.1, temperature=4., estimator=e)]) for e in ('jvp', 'double_backward'))
+    assert (a - b).norm()/b.norm() < 1e-5

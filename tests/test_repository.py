@@ -1,0 +1,82 @@
+"""What the repository promises about itself: one list of dependencies, clean notebooks, commands that exist, light imports."""
+import ast, configparser, json, re, subprocess, sys, tomllib
+
+import pytest, yaml
+
+
+@pytest.fixture(scope='module')
+def settings(root):
+    parser = configparser.ConfigParser(); parser.read(root/'settings.ini')
+    return parser['DEFAULT']
+
+
+def test_settings_and_pyproject_name_the_same_dependencies(root, settings):
+    project = tomllib.loads((root/'pyproject.toml').read_text())['project']
+    assert sorted(settings['requirements'].split()) == sorted(project['dependencies'])
+    extras = project['optional-dependencies']
+    assert sorted(settings['notebooks_requirements'].split()) == sorted(extras['notebooks'])
+    assert sorted(settings['dev_requirements'].split()) == sorted(d for d in extras['dev'] if not d.startswith('bikd['))
+    assert settings['min_python'] in project['requires-python']
+
+
+def test_versions_agree(root, settings):
+    import bikd
+    assert bikd.__version__ == settings['version'] == str(yaml.safe_load((root/'CITATION.cff').read_text())['version'])
+    assert f"## {settings['version']}" in (root/'CHANGELOG.md').read_text()
+
+
+def notebooks(root): return {p.name: json.loads(p.read_text()) for p in sorted((root/'nbs').glob('*.ipynb'))}
+
+
+def test_papermill_notebooks_have_one_parameters_cell_of_literals(root):
+    from bikd.runs import Parameters
+    for name, nb in notebooks(root).items():
+        tagged = [c for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', [])]
+        if re.match(r'\d\d_', name): assert not tagged, name; continue
+        assert len(tagged) == 1, name
+        nodes = ast.parse(''.join(tagged[0]['source'])).body
+        values = {n.target.id: ast.literal_eval(n.value) for n in nodes}
+        assert values == {k: f.default for k, f in Parameters.model_fields.items()}, name
+
+
+def test_library_notebooks_teach(root):
+    "Each exports one module, asserts, and keeps its cells short enough to read."
+    modules = []
+    for name, nb in notebooks(root).items():
+        if not re.match(r'\d\d_', name): continue
+        code = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code']
+        modules += re.findall(r'#\| default_exp (\S+)', '\n'.join(code))
+        assert any(re.search(r'\bassert\b|\btest_\w+\(', c) for c in code), name
+        assert max(c.count('\n') for c in code) < 60, name
+    assert len(modules) == len(set(modules)) == len(list((root/'bikd').glob('*.py'))) - 2 # less __init__ and _modidx
+
+
+@pytest.mark.parametrize('module,forbidden', [('losses', 'pandas pydantic matplotlib torchvision tqdm fastcore nbdev papermill IPython'),
+                                              ('hypergradient', 'pandas pydantic matplotlib fastcore nbdev papermill IPython'),
+                                              ('runs', 'matplotlib fastcore nbdev papermill IPython mlxtend sklearn')])
+def test_imports_stay_light(module, forbidden):
+    code = f"import sys, bikd.{module}; print(*[m for m in {forbidden.split()} if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_readme_commands_are_real(root):
+    text = (root/'README.md').read_text()
+    blocks = '\n'.join(re.findall(r'```(?:sh|bash)\n(.*?)```', text, re.S))
+    assert 'papermill nbs/run_experiment.ipynb runs/rho100.ipynb -p rho 100' in blocks and 'nbdev_test' in blocks and 'pytest' in blocks
+    from bikd.runs import Parameters
+    for name in re.findall(r' -p (\w+) ', blocks): assert name in Parameters.model_fields, name
+    for path in re.findall(r'\]\((?!http)([^)#]+)', text): assert (root/path).exists(), path
+    assert '.[dev]' in blocks and '.[dev]' in (root/'.ci'/'run').read_text()
+
+
+def test_readme_numbers_are_those_of_the_records(root):
+    from bikd.report import accuracy_table
+    from bikd.runs import Run
+    folder = root/'paper_figures'/'records'/'mnist5k'
+    runs = sorted((Run(p.parent) for p in folder.glob('*/summary.json')), key=lambda r: ('teacher', 'ce', 'kd', 'bikd').index(r.config.method))
+    assert len(runs) == 12 and {r.config.seed for r in runs} == {0, 1, 2}
+    for r in runs: assert r.config.run_id == r.folder.name and len(r.metrics) == r.summary['epochs']
+    text = (root/'README.md').read_text()
+    for method, row in accuracy_table(runs).iterrows():
+        (line,) = [l for l in text.splitlines() if re.match(rf'\| \*?\*?(Teacher|Student|KD|BiKD)', l) and f'`{method}`' in l]
+        for column in ('last', 'val-selected', 'best on test', 'many', 'medium', 'few'): assert row[column] in line, (method, column, row[column])
