@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bikd
-from .data import Split, data_home, get_source, load_split, long_tailed_counts, protocol_card
+from .data import PlainError, Split, data_home, get_source, load_split, long_tailed_counts, protocol_card
 from .losses import hard_loss
 from .methods import METHODS, PRESETS, Method, Protocol, get_method, preset
 from .models import check_model, create_model
@@ -283,9 +283,8 @@ class Parameters(BaseModel):
     runs_dir: str|None = None
     tensorboard: bool = False
 
-class ParameterError(ValueError):
-    "A parameter is not what it may be. Shown without a traceback: the message is all there is to know."
-    def _render_traceback_(self): return [f'ParameterError: {self}']
+class ParameterError(PlainError, ValueError):
+    "A parameter is not what it may be."
 
 # %% ../nbs/07_runs.ipynb #20c0802e
 def _assigned(source:str)->list[str]:
@@ -316,10 +315,6 @@ class Plan:
     configs: list[RunConfig] # teachers before their students
     runs_dir: Path
     device: torch.device
-
-    def of(self, **fields)->list[RunConfig]:
-        "The configs whose fields have these values."
-        return [c for c in self.configs if all(getattr(c, f) == v for f, v in fields.items())]
 
 def project_root()->Path:
     "The nearest folder upward that holds `settings.ini`, else the working folder: papermill, Lab and nbdev_test start in different ones."

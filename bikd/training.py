@@ -16,7 +16,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import Batch, Gallery, Split, endless_batches, epoch_batches, generator, pixel_stats
+from .data import Batch, Gallery, PlainError, Split, endless_batches, epoch_batches, generator, pixel_stats
 from .hypergradient import Noise, train_gradient, trainable, trial, weight_gradient
 from .methods import Method, Protocol, Setting, Step
 
@@ -78,7 +78,8 @@ def set_up(student:nn.Module, # trained in place
            protocol:Protocol, # the recipe
            teacher:nn.Module|None=None, # a trained net, or a `Teacher`
            seed:int=0, # order, views, φ's initial weights
-           device='cpu'
+           device='cpu',
+           stats:tuple[Tensor, Tensor]|None=None # mean and std per channel; default: `pixel_stats`
           )->Workshop:
     "Check that the parts fit together, and lay them out on the device. `ValueError` where they do not."
     trainable(student)
@@ -88,7 +89,7 @@ def set_up(student:nn.Module, # trained in place
     dtype = next(student.parameters()).dtype
     if teacher is not None and not isinstance(teacher, Teacher): teacher = Teacher(teacher, protocol.teacher_mode)
     if teacher is not None: teacher.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-    mean, std = pixel_stats(split, protocol.normalisation)
+    mean, std = stats or pixel_stats(split, protocol.normalisation)
     train, val, test = (Gallery(part, split.views, mean, std, device, dtype) for part in (split.train, split.val, split.test))
     sgd = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
     shop = Workshop(student, method, protocol, split, seed, device, teacher, train, val, test, sgd)
@@ -136,7 +137,7 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
         tally(step, losses.detach(), w.detach(), val_loss)
 
 # %% ../nbs/06_training.ipynb #61195535
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLoss(PlainError, ArithmeticError):
     "A loss became NaN or infinite."
 
 def check_finite(epoch:int, i:int, step:Step, terms:tuple[str, ...], losses:Tensor, val_loss:Tensor|None):
@@ -256,11 +257,12 @@ def train(student:nn.Module, # trained in place
           checkpoint=None, # a path: written after every epoch, resumed from if it exists
           label:str|None=None, # name of the progress bar
           show:bool=True, # progress or silence
-          tensorboard=None # a folder: scalars of every epoch go there
+          tensorboard=None, # a folder: scalars of every epoch go there
+         stats:tuple[Tensor, Tensor]|None=None # mean and std per channel; default: as the protocol says
          )->tuple[Workshop, Progress]: # what it was trained in, and the history of all epochs; the student is now the last epoch's
     "Train a student by any method: Algorithm 1 with its outer loop. Errors: `set_up`, `load_checkpoint`, `NonFiniteLoss`."
     protocol = protocol or Protocol()
-    shop = set_up(student, method, split, protocol, teacher, seed, device)
+    shop = set_up(student, method, split, protocol, teacher, seed, device, stats)
     key = f'{method.name} {method.model_dump_json()} {protocol.model_dump_json()} seed={seed} split={split.hash}'
     progress = load_checkpoint(checkpoint, shop, key) if checkpoint and Path(checkpoint).exists() else Progress()
     log = _scalars(tensorboard)
@@ -273,12 +275,13 @@ def train(student:nn.Module, # trained in place
             train_epoch(shop, epoch, tally)
         row = dict(epoch=epoch + 1, lr=shop.optimizer.param_groups[0]['lr'], **tally.row())
         for name, gallery in (('val', shop.val), ('test', shop.test)):
+            if not len(gallery): continue
             logits = evaluate(student, gallery)
             row |= {f'{name}_acc_pct': accuracy_pct(logits, gallery.labels), f'{name}_ce': F.cross_entropy(logits, gallery.labels).item()}
         progress.history.append(row); progress.class_weights.append(tally.by_class.tolist())
         progress.seconds += time.perf_counter() - began
         if checkpoint: save_checkpoint(checkpoint, shop, progress, key)
-        log(row); bar.step(f"loss {row['train_loss']:.3f}  val {row['val_acc_pct']:5.1f} %  test {row['test_acc_pct']:5.1f} %")
+        log(row); bar.step('  '.join([f"loss {row['train_loss']:.3f}", *(f"{part} {row[f'{part}_acc_pct']:5.1f} %" for part in ('val', 'test') if f'{part}_acc_pct' in row)]))
     bar.bar.close()
     return shop, progress
 
