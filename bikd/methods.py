@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PRESETS', 'DIFFERENCES', 'Step', 'Setting', 'Method', 'CE', 'TeacherCE', 'Distillation', 'KD',
-           'BiKDSettings', 'Clock', 'BiKD', 'register', 'get_method', 'Protocol', 'preset']
+           'BiKDSettings', 'Clock', 'PhiLearner', 'BiKD', 'register', 'get_method', 'Protocol', 'preset']
 
 # %% ../nbs/05_methods.ipynb #72b004d2
 import copy
@@ -123,69 +123,74 @@ class Clock:
         return self.rule == 'per_epoch'
 
 # %% ../nbs/05_methods.ipynb #9e361843
+class PhiLearner:
+    "φ, its optimizer, accumulator and clock: Algorithm 1, lines 11-16 and 19."
+    def __init__(self, s:BiKDSettings, setting:Setting):
+        self.s, self.moves, self.clock = s, 0, Clock(s.update_rule, s.k)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(setting.seed, 'init', 'weight net').initial_seed())
+            self.phi = WeightNet(s.hidden, s.inputs, s.outputs).to(setting.device, setting.dtype)
+        kind = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}[s.phi_optimizer]
+        self.optimizer = kind(self.phi.parameters(), lr=s.phi_lr, weight_decay=s.phi_weight_decay)
+        self.phi_t = self.phi
+        self.forget()
+
+    def forget(self): "∇φ ← 0."; self.grads = [torch.zeros_like(p) for p in self.phi.parameters()]
+
+    def begin_epoch(self, decays:int):
+        if self.clock.begin_epoch(): self.forget()
+        for group in self.optimizer.param_groups: group['lr'] = self.s.phi_lr*self.s.phi_decay**decays
+        if self.s.phi_clock == 'epoch': self.phi_t = copy.deepcopy(self.phi)
+
+    @property
+    def will_move(self)->bool: "What `learn` is about to return."; return copy.copy(self.clock).tick() or self.phi_t is not self.phi
+
+    def learn(self, w:Tensor, g_w:Tensor)->bool:
+        "Add `g_w`·∂w/∂φ to ∇φ; move φ if it is time. True: the real step's weights differ from the virtual one's."
+        hyper = torch.autograd.grad(w, tuple(self.phi_t.parameters()), g_w)
+        share = 1/self.s.k if self.s.accumulation == 'mean' else 1
+        self.grads = [a + share*g for a, g in zip(self.grads, hyper)]
+        if moved := self.clock.tick():
+            for p, g in zip(self.phi.parameters(), self.grads): p.grad = g
+            self.optimizer.step(); self.forget(); self.moves += 1
+        return moved or self.phi_t is not self.phi
+
+    def state(self)->dict:
+        return dict(phi=self.phi.state_dict(), grads=self.grads, optimizer=self.optimizer.state_dict(), count=self.clock.count, moves=self.moves)
+
+    def load_state(self, state:dict):
+        self.phi.load_state_dict(state['phi']); self.optimizer.load_state_dict(state['optimizer'])
+        self.grads, self.clock.count, self.moves = [g.to(p) for g, p in zip(state['grads'], self.phi.parameters())], state['count'], state['moves']
+
+# %% ../nbs/05_methods.ipynb #3ffb974d
 class BiKD(BiKDSettings):
     "Bilevel balanced distillation (Algorithm 1): weights by f_φ, φ by accumulated one-step hypergradients."
     name = 'bikd'; bilevel = True
-    _phi: WeightNet = PrivateAttr(None)
-    _phi_t: WeightNet = PrivateAttr(None) # φ^(t) of lines 6-11: φ itself, or its copy from the epoch's start
-    _optimizer: Any = PrivateAttr(None)
-    _clock: Clock = PrivateAttr(None)
-    _moves: int = PrivateAttr(0)
-
-    def begin(self, setting):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(setting.seed, 'init', 'weight net').initial_seed())
-            self._phi = WeightNet(self.hidden, self.inputs, self.outputs).to(setting.device, setting.dtype)
-        kind = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}[self.phi_optimizer]
-        self._optimizer = kind(self._phi.parameters(), lr=self.phi_lr, weight_decay=self.phi_weight_decay)
-        self._clock, self._moves, self._phi_t = Clock(self.update_rule, self.k), 0, self._phi
-        self._forget()
-
-    def begin_epoch(self, epoch, decays):
-        if self._clock.begin_epoch(): self._forget()
-        for group in self._optimizer.param_groups: group['lr'] = self.phi_lr*self.phi_decay**decays
-        if self.phi_clock == 'epoch': self._phi_t = copy.deepcopy(self._phi)
-
-    def _forget(self):
-        for p in self._phi.parameters(): p.grad = torch.zeros_like(p)
+    _learner: PhiLearner = PrivateAttr(None)
 
     @property
-    def weight_net(self)->WeightNet: "f_φ, once a run has begun."; return self._phi
+    def weight_net(self)->WeightNet: "f_φ, once a run has begun."; return self._learner.phi
+
+    def begin(self, setting): self._learner = PhiLearner(self, setting)
+    def begin_epoch(self, epoch, decays): self._learner.begin_epoch(decays)
 
     def _inputs(self, losses, step): return torch.stack([hard_loss(step.teacher_logits, step.labels), losses[:, 0]], 1)
-    def weights(self, losses, step): return self._phi(self._inputs(losses, step))                                  # line 17
-    def virtual_weights(self, losses, step): return self._phi_t(self._inputs(losses, step))                        # line 6
+    def virtual_weights(self, losses, step): return self._learner.phi_t(self._inputs(losses, step))            # line 6
+    def weights(self, losses, step): return self._learner.phi(self._inputs(losses, step))                      # line 17
 
-    def val_losses(self, step): # line 10
+    def val_losses(self, step):                                                                                # line 10
         "Validation loss, a scalar: cross-entropy (Eq. 2), or hard plus soft loss."
-        if self.val_loss == 'mix': return self.losses(step).sum(1).mean()
-        return hard_loss(step.logits, step.labels).mean()
+        return self.losses(step).sum(1).mean() if self.val_loss == 'mix' else hard_loss(step.logits, step.labels).mean()
 
+    def learn(self, w, g_w): return self._learner.learn(w, g_w)                                                # lines 11-16
+    @property
+    def will_move(self): return self._learner.will_move
     @property
     def val_needs_teacher(self): return self.val_loss == 'mix'
 
-    def learn(self, w, g_w): # lines 11-16
-        "Add `g_w`·∂w/∂φ to the accumulator; move φ if the clock says so. True: weights must be computed again."
-        hyper = torch.autograd.grad(w, tuple(self._phi_t.parameters()), g_w)
-        for p, g in zip(self._phi.parameters(), hyper): p.grad += g/self.k if self.accumulation == 'mean' else g
-        if moved := self._clock.tick(): self._optimizer.step(); self._forget(); self._moves += 1
-        return moved or self._phi_t is not self._phi
-
-    @property
-    def will_move(self)->bool: # before `learn`
-        "Whether the weights of this batch's real step will differ from those of its virtual step."
-        return copy.copy(self._clock).tick() or self._phi_t is not self._phi
-
-    def state(self):
-        return dict(phi=self._phi.state_dict(), grads=[p.grad for p in self._phi.parameters()], optimizer=self._optimizer.state_dict(),
-                    count=self._clock.count, moves=self._moves)
-
-    def load_state(self, state):
-        self._phi.load_state_dict(state['phi']); self._optimizer.load_state_dict(state['optimizer'])
-        for p, g in zip(self._phi.parameters(), state['grads']): p.grad = g.to(p)
-        self._clock.count, self._moves = state['count'], state['moves']
-
-    def report(self): return dict(phi_moves=self._moves, phi_lr=self._optimizer.param_groups[0]['lr'])
+    def state(self): return self._learner.state()
+    def load_state(self, state): self._learner.load_state(state)
+    def report(self): return dict(phi_moves=self._learner.moves, phi_lr=self._learner.optimizer.param_groups[0]['lr'])
 
 # %% ../nbs/05_methods.ipynb #8e17046f
 METHODS:dict[str, type[Method]] = {}

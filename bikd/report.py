@@ -85,7 +85,7 @@ def plot_curves(runs, # finished `Run`s, any methods and seeds
         for ax, (col, label) in zip(axs[0], columns):
             for m, rs in by_method(runs).items():
                 table = pd.concat([r.metrics.set_index('epoch')[col] for r in rs], axis=1)
-                ax.plot(table.index, table.mean(axis=1), c=colour(m), label=m)
+                ax.plot(table.index, table.mean(axis=1), c=colour(m), label=LABELS.get(m, m))
                 ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour(m), alpha=.2, lw=0)
             ax.set(xlabel='epoch', ylabel=label); ax.tick_params(labelleft=True)
         axs[0, -1].legend(loc='lower right')
@@ -135,7 +135,7 @@ def plot_per_class(runs # finished `Run`s of one dataset and ρ
         fig, ax = plt.subplots(figsize=(TEXT_WIDTH, 1.8))
         for m, rs in by_method(runs).items():
             acc = torch.tensor([r.summary['per_class_acc_pct'] for r in rs])
-            ax.plot(acc.mean(0), c=colour(m), label=m)
+            ax.plot(acc.mean(0), c=colour(m), label=LABELS.get(m, m))
             for a in acc: ax.plot(a, '.', c=colour(m), alpha=.5)
         n = rs[0].summary['n_per_class']
         if len(n) <= 20: ax.set_xticks(range(len(n)), [f'{c}\n{k}' for c, k in enumerate(n)])
