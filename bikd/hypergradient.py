@@ -122,7 +122,9 @@ def hypergradient(student:nn.Module, # θ, in train mode for BatchNorm as in tra
                   temperature:float, # τ of the soft loss, > 0
                   estimator:str='jvp' # 'jvp' (exact), 'double_backward' (the oracle), 'finite_difference'
                  )->tuple[Tensor, ...]: # ∂L_val/∂φ, one tensor per parameter of `weight_net`
-    "One-step hypergradient of the validation cross-entropy (Alg. 1, lines 5-11). The student's parameters, buffers and gradients are left untouched."
+    """One-step hypergradient of the validation cross-entropy (Alg. 1, lines 5-11).
+
+    The student's parameters, buffers and gradients are left untouched. `ValueError` for an unknown estimator or a student without parameters."""
     noise = Noise(x.device)
     both = lambda logits: torch.stack([hard_loss(logits, y), soft_loss(logits, teacher_logits, temperature)], 1)
     losses = lambda params: both(trial(student, params, x, noise))

@@ -22,7 +22,8 @@ def hard_loss(logits:Tensor, # raw outputs `(B, C)`
     "CE(y, p) of §3.1, not reduced. `ValueError` for shapes or dtypes that do not fit."
     _two_dims(logits=logits)
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected integer class numbers of shape ({len(logits)},).")
+        raise ValueError(f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; "
+                         f"expected integer class numbers of shape ({len(logits)},).")
     return F.cross_entropy(logits, labels, reduction='none')
 
 # %% ../nbs/02_losses.ipynb #de8a5977
@@ -34,7 +35,8 @@ def soft_loss(logits_s:Tensor, # student logits `(B, C)`
     if not temperature > 0: raise ValueError(f"temperature={temperature}: must be > 0 (the paper uses 4).")
     _two_dims(logits_s=logits_s, logits_t=logits_t)
     if logits_s.shape != logits_t.shape:
-        raise ValueError(f"student logits {tuple(logits_s.shape)} and teacher logits {tuple(logits_t.shape)} differ in shape: the same batch and the same classes are needed.")
+        raise ValueError(f"student logits {tuple(logits_s.shape)} and teacher logits {tuple(logits_t.shape)} differ in shape: "
+                         "the same batch and the same classes are needed.")
     log_s = F.log_softmax(logits_s/temperature, 1)
     log_t = F.log_softmax(logits_t.detach()/temperature, 1)
     return temperature**2 * (log_t.exp()*(log_t - log_s)).sum(1)

@@ -46,11 +46,22 @@ class Method(BaseModel):
 
     def begin(self, setting:Setting)->None: "Called once, before the first epoch."
     def begin_epoch(self, epoch:int, decays:int)->None: "`decays`: how often the student's learning rate has been decayed so far."
-    def losses(self, step:Step)->Tensor: "Per-sample losses `(B, K)`, with a graph into the student."; raise NotImplementedError
-    def weights(self, losses:Tensor, step:Step)->Tensor: "Weights `(B, K)`; `losses` come detached."; raise NotImplementedError
-    def virtual_weights(self, losses:Tensor, step:Step)->Tensor: "Weights of the virtual step; by default those of the real one."; return self.weights(losses, step)
-    def val_losses(self, step:Step)->Tensor: "Bilevel methods: the validation loss, a scalar, with a graph into the virtual student."; raise NotImplementedError
-    def learn(self, w:Tensor, g_w:Tensor)->bool: "Bilevel methods: use ∂L_val/∂w `(B, K)`. True: `weights` must be asked again."; raise NotImplementedError
+    def losses(self, step:Step)->Tensor:
+        "Per-sample losses `(B, K)`, with a graph into the student."
+        raise NotImplementedError
+    def weights(self, losses:Tensor, step:Step)->Tensor:
+        "Weights `(B, K)`; `losses` come detached."
+        raise NotImplementedError
+
+    def virtual_weights(self, losses:Tensor, step:Step)->Tensor:
+        "Bilevel methods: weights of the virtual step; by default those of the real one."
+        return self.weights(losses, step)
+    def val_losses(self, step:Step)->Tensor:
+        "Bilevel methods: the validation loss, a scalar, with a graph into the virtual student."
+        raise NotImplementedError
+    def learn(self, w:Tensor, g_w:Tensor)->bool:
+        "Bilevel methods: use ∂L_val/∂w `(B, K)`. True: `weights` must be asked again."
+        raise NotImplementedError
     @property
     def will_move(self)->bool: "Bilevel methods: what `learn` is about to return."; return False
     @property

@@ -60,10 +60,13 @@ DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
 def check_model(name:str # as `create_model`
                )->str: # the same name
-    "The name, if a net of that name can be made; `ValueError` lists the names there are. Imports what `'package.module:factory'` names, builds nothing."
+    """The name, if a net of that name can be made; `ValueError` lists the names there are.
+
+    Imports what `'package.module:factory'` names, builds nothing."""
     if re.fullmatch(rf"resnet({'|'.join(map(str, DEPTHS))})(x4)?", name): return name
     if ':' not in name:
-        raise ValueError(f"net {name!r} is unknown; there are resnet{{{', '.join(map(str, DEPTHS))}}}, each with or without x4, and 'package.module:factory'.")
+        raise ValueError(f"net {name!r} is unknown; there are resnet{{{', '.join(map(str, DEPTHS))}}}, each with or without x4, "
+                         "and 'package.module:factory'.")
     _factory(name)
     return name
 

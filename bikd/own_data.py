@@ -23,7 +23,8 @@ def as_images(pixels, # uint8 `(N, channels, H, W)` or `(N, H, W)`, array or ten
     pixels, labels = (torch.as_tensor(np.asarray(a)) for a in (pixels, labels))
     if pixels.ndim == 3: pixels = pixels[:, None]
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[2] != pixels.shape[3]:
-        raise ValueError(f"images have shape {tuple(pixels.shape)} and dtype {pixels.dtype}; expected uint8 pixels (0 to 255) of shape (N, channels, H, W) with H = W.")
+        raise ValueError(f"images have shape {tuple(pixels.shape)} and dtype {pixels.dtype}; "
+                         "expected uint8 pixels (0 to 255) of shape (N, channels, H, W) with H = W.")
     if labels.shape != (len(pixels),) or labels.is_floating_point():
         raise ValueError(f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected {len(pixels)} integers, one for each image.")
     if len(labels) and labels.min() < 0: raise ValueError(f"label {labels.min().item()} is negative; classes are numbered from 0.")
@@ -38,9 +39,10 @@ def hold_out(images:Images, # labelled images
     if (n == 0).any(): raise ValueError(f"class {n.argmin().item()} has no image: number the classes 0 to C-1 without gaps, or add images.")
     per_class = min(100, n.min().item()//5) if per_class is None else per_class
     if not 1 <= per_class < n.min():
-        raise ValueError(f"{per_class} validation images per class were asked for, but class {n.argmin().item()} has {n.min().item()} images in all and must keep one. "
-                         "Give a number that fits, or balanced images of your own as val_images and val_labels.")
-    out = torch.cat([ids[torch.randperm(len(ids), generator=generator(seed, 'hold out', c))][:per_class] for c in range(len(n)) if len(ids := torch.nonzero(images.labels == c)[:, 0])])
+        raise ValueError(f"{per_class} validation images per class were asked for, but class {n.argmin().item()} has {n.min().item()} images "
+                         "in all and must keep one. Give a number that fits, or balanced images of your own as val_images and val_labels.")
+    shuffled = lambda ids, c: ids[torch.randperm(len(ids), generator=generator(seed, 'hold out', c))]
+    out = torch.cat([shuffled(torch.nonzero(images.labels == c)[:, 0], c)[:per_class] for c in range(len(n))])
     keep = torch.ones(len(images), dtype=torch.bool); keep[out] = False
     return images.take(torch.nonzero(keep)[:, 0]), images.take(out)
 
@@ -77,5 +79,6 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
     m, protocol = preset(preset_name, method, {k: v for k, v in fields.items() if k not in settings}, settings)
     stats = None if mean is None else tuple(torch.as_tensor(t, dtype=torch.float32).reshape(-1) for t in (mean, std))
     _, progress = train(student, m, split, protocol, teacher=teacher, seed=seed, device=device, checkpoint=checkpoint, show=show, stats=stats)
-    weights = [{'epoch': e + 1, 'class': c} | {f'w_{t}': w for t, w in zip(m.terms, ws)} for e, cs in enumerate(progress.class_weights) for c, ws in enumerate(cs)]
+    weights = [{'epoch': e + 1, 'class': c} | {f'w_{t}': w for t, w in zip(m.terms, ws)}
+               for e, cs in enumerate(progress.class_weights) for c, ws in enumerate(cs)]
     return Distilled(student.eval(), m, pd.DataFrame(progress.history), pd.DataFrame(weights), split)

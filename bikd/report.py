@@ -20,13 +20,14 @@ from .weight_net import weight_surface
 # %% ../nbs/08_report.ipynb #4ab81065
 TEXT_WIDTH = 4.80 # inches, LNCS
 
-STYLE = {'font.size': 7, 'axes.titlesize': 7, 'axes.labelsize': 7, 'xtick.labelsize': 6.5, 'ytick.labelsize': 6.5, 'legend.fontsize': 6.5, 'legend.frameon': False,
-         'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.1, 'lines.markersize': 2.5, 'figure.dpi': 160,
-         'figure.constrained_layout.use': True, 'image.cmap': 'viridis', 'svg.hashsalt': 'bikd'}
+STYLE = {'font.size': 7, 'axes.titlesize': 7, 'axes.labelsize': 7, 'xtick.labelsize': 6.5, 'ytick.labelsize': 6.5, 'legend.fontsize': 6.5,
+         'legend.frameon': False, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.1,
+         'lines.markersize': 2.5, 'figure.dpi': 160, 'figure.constrained_layout.use': True, 'image.cmap': 'viridis'}
 
-COLOURS = dict(teacher='#000000', ce='#7F7F7F', kd='#0072B2', bikd='#D55E00', bkd='#009E73', cckd='#CC79A7', wsl='#E69F00', rwkd='#56B4E9', lfme='#8C6D31', dive='#882255')
-
-LABELS = dict(teacher='Teacher (CE)', ce='Student (CE)', kd='KD', bikd='BiKD', bkd='BKD', cckd='CCKD', wsl='WSL', rwkd='RWKD', lfme='LFME', dive='DiVE') # as Table 1 prints them
+COLOURS = dict(teacher='#000000', ce='#7F7F7F', kd='#0072B2', bikd='#D55E00', bkd='#009E73', cckd='#CC79A7',
+               wsl='#E69F00', rwkd='#56B4E9', lfme='#8C6D31', dive='#882255')
+LABELS = dict(teacher='Teacher (CE)', ce='Student (CE)', kd='KD', bikd='BiKD', bkd='BKD', cckd='CCKD',
+              wsl='WSL', rwkd='RWKD', lfme='LFME', dive='DiVE') # as Table 1 prints them
 
 def colour(method:str # a method's name
           )->str: # hex colour
@@ -98,7 +99,8 @@ def spread(values # numbers, None where there is none
     v = pd.Series([x for x in values if x is not None], dtype=float)
     return '-' if not len(v) else f'{v.mean():.2f}' if len(v) == 1 else f'{v.mean():.2f} ± {v.std():.2f}'
 
-ACCURACIES = dict(last='test_acc_pct_last', **{'val-selected': 'test_acc_pct_val_selected', 'best on test': 'test_acc_pct_best_on_test'}, **{g: f'{g}_acc_pct' for g in GROUPS})
+ACCURACIES = {'last': 'test_acc_pct_last', 'val-selected': 'test_acc_pct_val_selected', 'best on test': 'test_acc_pct_best_on_test',
+              **{g: f'{g}_acc_pct' for g in GROUPS}} # column -> key of `summary.json`
 
 def accuracy_table(runs # finished `Run`s
                   )->pd.DataFrame: # strings, ready to be shown
@@ -107,7 +109,8 @@ def accuracy_table(runs # finished `Run`s
     for m, rs in by_method(runs).items():
         s = [r.summary for r in rs]
         rows[m] = dict(n=len(s), net=s[0]['net']) | {name: spread([x[key] for x in s]) for name, key in ACCURACIES.items()}
-        rows[m] |= {'headline': ' / '.join(dict.fromkeys(r.config.protocol.report for r in rs)), 'ECE (%)': spread([100*x['ece'] for x in s]), 'train time (s)': f"{sum(x['train_time_s'] for x in s)/len(s):.0f}"}
+        rows[m] |= {'headline': ' / '.join(dict.fromkeys(r.config.protocol.report for r in rs)), 'ECE (%)': spread([100*x['ece'] for x in s]),
+                    'train time (s)': f"{sum(x['train_time_s'] for x in s)/len(s):.0f}"}
     return pd.DataFrame(rows).T.rename_axis('method')
 
 def per_class_table(runs # finished `Run`s of one dataset and ρ
@@ -154,7 +157,8 @@ def plot_weight_net(r:Run, # a finished BiKD run
         fig, axs = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2), sharey=True)
         for ax, name, z in zip(axs, ('w_hard', 'w_soft'), w.unbind(2)):
             im = ax.imshow(z.T, origin='lower', extent=(0, ce_max, 0, ce_max), vmin=low, vmax=high, aspect='auto')
-            ax.scatter(s['ce_teacher'].clamp(max=ce_max), s['ce_student'].clamp(max=ce_max), c=s[name], vmin=low, vmax=high, s=6, lw=.3, edgecolors='w', rasterized=True)
+            ax.scatter(*(s[f'ce_{who}'].clamp(max=ce_max) for who in ('teacher', 'student')), c=s[name],
+                       vmin=low, vmax=high, s=6, lw=.3, edgecolors='w', rasterized=True)
             ax.set(xlabel='teacher cross-entropy (nats)', title=f'$w^{{{name[2:]}}}$')
         axs[0].set_ylabel('student cross-entropy (nats)'); fig.colorbar(im, ax=axs, label='weight')
     return fig
@@ -169,7 +173,9 @@ def plot_class_weights(r:Run # a finished run with weights worth showing
         for ax, name in zip(axs[0], names):
             for (g, cs), ls in zip(groups.items(), ('-', '--', ':')):
                 part = table[table['class'].isin(cs)]
-                if len(part): (part[name]*part.n).groupby(part.epoch).sum().div(part.groupby('epoch').n.sum()).plot(ax=ax, ls=ls, c=colour(r.config.method), label=g)
+                if not len(part): continue
+                mean = (part[name]*part.n).groupby(part.epoch).sum()/part.groupby('epoch').n.sum()
+                ax.plot(mean, ls=ls, c=colour(r.config.method), label=g)
             ax.set(xlabel='epoch', ylabel='mean weight', title=f'$w^{{{name[2:]}}}$'); ax.tick_params(labelleft=True)
         axs[0, -1].legend()
     return fig

@@ -127,11 +127,12 @@ def environment(device='cpu')->dict: # plain values, for `env.json`
     def installed(name):
         try: return version(name)
         except PackageNotFoundError: return None
-    cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.processor()) \
-        if Path('/proc/cpuinfo').exists() else platform.processor()
+    info = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    cpu = next((l.split(':')[1].strip() for l in info if l.startswith('model name')), platform.processor())
     device, ours = torch.device(device), git('ls-files', '__init__.py') # not the repository of somebody who has bikd installed inside it
-    return dict(bikd=installed('bikd'), torch=torch.__version__, torchvision=installed('torchvision'), numpy=installed('numpy'), python=platform.python_version(),
-                platform=platform.platform(), cpu=cpu, cpu_count=os.cpu_count(), gpu=torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
+    return dict(bikd=installed('bikd'), torch=torch.__version__, torchvision=installed('torchvision'), numpy=installed('numpy'),
+                python=platform.python_version(), platform=platform.platform(), cpu=cpu, cpu_count=os.cpu_count(),
+                gpu=torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
                 threads=torch.get_num_threads(), deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
                 git_revision=git('rev-parse', 'HEAD') if ours else None, git_dirty=bool(git('status', '--porcelain')) if ours else None,
                 finished_at=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
@@ -148,13 +149,24 @@ class Run:
     @cached_property
     def summary(self)->dict: return json.loads((self.folder/'summary.json').read_text())
     @cached_property
-    def metrics(self)->pd.DataFrame: "A row per epoch."; return pd.read_csv(self.folder/'metrics.csv')
+    def metrics(self)->pd.DataFrame:
+        "A row per epoch."
+        return pd.read_csv(self.folder/'metrics.csv')
+
     @cached_property
-    def class_weights(self)->pd.DataFrame: "Columns epoch, class, n, w_<term>."; return pd.read_csv(self.folder/'class_weights.csv')
+    def class_weights(self)->pd.DataFrame:
+        "Columns epoch, class, n, w_<term>."
+        return pd.read_csv(self.folder/'class_weights.csv')
+
     @cached_property
-    def confusion(self)->pd.DataFrame: "Test images, true class by predicted class."; return pd.read_csv(self.folder/'confusion.csv', index_col=0)
+    def confusion(self)->pd.DataFrame:
+        "Test images, true class by predicted class."
+        return pd.read_csv(self.folder/'confusion.csv', index_col=0)
+
     @cached_property
-    def samples(self)->dict[str, Tensor]: "BiKD: `ce_teacher`, `ce_student`, `w_hard`, `w_soft`, `labels`, each `(N,)`."; return load_file(self.folder/'samples.safetensors')
+    def samples(self)->dict[str, Tensor]:
+        "BiKD: `ce_teacher`, `ce_student`, `w_hard`, `w_soft`, `labels`, each `(N,)`."
+        return load_file(self.folder/'samples.safetensors')
 
     def student(self)->nn.Module:
         "The trained net."
@@ -169,7 +181,9 @@ class Run:
 
 def _load_into(net:nn.Module, path:Path)->nn.Module:
     try: net.load_state_dict(load_file(path))
-    except Exception as e: raise ValueError(f"{path} does not hold the weights of this {type(net).__name__} ({type(e).__name__}: {e}): remove the run's folder and train it again.") from e
+    except Exception as e:
+        raise ValueError(f"{path} does not hold the weights of this {type(net).__name__} ({type(e).__name__}: {e}): "
+                         "remove the run's folder and train it again.") from e
     return net
 
 # %% ../nbs/07_runs.ipynb #835335b1
@@ -216,7 +230,8 @@ def load_teacher(runs_dir, # where its run is
     if found is None: raise ValueError(f"there is no finished teacher {run_id!r} in {runs_dir}: run it first.")
     theirs, ours = found.summary['split_hash'], split.hash
     if theirs != ours:
-        raise ValueError(f"teacher {run_id!r} saw other images: its split hash is {theirs}, the student's is {ours}. Train a teacher on this split (same dataset, rho and seed).")
+        raise ValueError(f"teacher {run_id!r} saw other images: its split hash is {theirs}, the student's is {ours}. "
+                         "Train a teacher on this split (same dataset, rho and seed).")
     return found.student()
 
 def run(cfg:RunConfig, # what to run
@@ -260,7 +275,8 @@ def load_runs(runs_dir # a folder of runs
              )->pd.DataFrame: # a row per finished run: `summary.json`, then the config's protocol and settings
     "All finished runs below a folder. Columns as in `summary.json`, plus `protocol.*`, `settings.*` and `folder`."
     flat = lambda name, d: {f'{name}.{k}': v for k, v in d.items()}
-    return pd.DataFrame([r.summary | flat('protocol', r.config.protocol.model_dump()) | flat('settings', r.config.settings) | dict(folder=str(r.folder)) for r in find_runs(runs_dir)])
+    return pd.DataFrame([r.summary | flat('protocol', r.config.protocol.model_dump()) | flat('settings', r.config.settings)
+                         | dict(folder=str(r.folder)) for r in find_runs(runs_dir)])
 
 # %% ../nbs/07_runs.ipynb #608ecfa6
 class Parameters(BaseModel):
@@ -291,7 +307,7 @@ def _assigned(source:str)->list[str]:
     "Names that a cell assigns at its top level."
     try: body = ast.parse(source).body
     except SyntaxError: return []
-    targets = [t for node in body if isinstance(node, (ast.Assign, ast.AnnAssign)) for t in (node.targets if isinstance(node, ast.Assign) else [node.target])]
+    targets = [t for n in body if isinstance(n, ast.Assign) for t in n.targets] + [n.target for n in body if isinstance(n, ast.AnnAssign)]
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 def given_parameters(namespace:dict # `globals()` of the notebook
@@ -301,10 +317,12 @@ def given_parameters(namespace:dict # `globals()` of the notebook
     injected = [i for i, s in enumerate(namespace.get('In', [])) if s.lstrip().startswith('# Parameters')]
     defaults = [i for i, names in enumerate(cells) if i not in injected and len(known & set(names)) > len(known)/2]
     if injected and defaults and injected[-1] < defaults[0]:
-        raise ParameterError("the cell tag 'parameters' is lost: papermill put the values it was given before the defaults, which overrule them. Tag the cell of defaults with 'parameters' again.")
+        raise ParameterError("the cell tag 'parameters' is lost: papermill put the values it was given before the defaults, which overrule them. "
+                             "Tag the cell of defaults with 'parameters' again.")
     for name in {n for i in injected + defaults[-1:] for n in cells[i]} - known:
         close = difflib.get_close_matches(name, known, 1, .5)
-        raise ParameterError(f"unknown parameter {name!r}{f' (did you mean {close[0]!r}?)' if close else ''}; there are: {', '.join(Parameters.model_fields)}.")
+        hint = f' (did you mean {close[0]!r}?)' if close else ''
+        raise ParameterError(f"unknown parameter {name!r}{hint}; there are: {', '.join(Parameters.model_fields)}.")
     return {n: namespace[n] for n in Parameters.model_fields if n in namespace}
 
 # %% ../nbs/07_runs.ipynb #a4d23e1d
@@ -341,7 +359,8 @@ def make_plan(p:Parameters)->Plan:
     methods = [m for m in METHODS if m != 'teacher'] if p.methods.strip() == 'all' else _words(p.methods, 'methods')
     for m in methods: get_method(m)
     seeds = _words(p.seeds, 'seeds')
-    if not all(s.isdecimal() for s in seeds): raise ValueError(f"seeds={p.seeds!r}: whole numbers >= 0 were expected, separated by spaces, for example \"0 1 2\".")
+    if not all(s.isdecimal() for s in seeds):
+        raise ValueError(f"seeds={p.seeds!r}: whole numbers >= 0 were expected, separated by spaces, for example \"0 1 2\".")
     data_home(p.data_dir)
     given = {f: v for f in ('epochs', 'batch_size', 'lr') if (v := getattr(p, f)) is not None}
     mine = lambda m: {f: v for f in ('k', 'temperature') if (v := getattr(p, f)) is not None and f in get_method(m).model_fields}
@@ -350,16 +369,19 @@ def make_plan(p:Parameters)->Plan:
         scaling = preset(p.preset, 'ce')[1].normalisation # a teacher sees pixels scaled as its students do
         teacher = make_config(p.dataset, p.rho, seed, 'teacher', p.teacher, protocol=given | dict(normalisation=scaling))
         if any(get_method(m).needs_teacher for m in methods) or 'teacher' in methods: configs.append(teacher)
-        configs += [make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given, mine(m), teacher.run_id if get_method(m).needs_teacher else None)
-                    for m in methods if m != 'teacher']
+        configs += [make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given, mine(m),
+                                teacher.run_id if get_method(m).needs_teacher else None) for m in methods if m != 'teacher']
     return Plan(p, configs, Path(p.runs_dir).expanduser() if p.runs_dir else project_root()/'runs', pick_device(p.device))
+
+def _said(error:dict)->str:
+    "One of pydantic's errors as a sentence: what was given, what is allowed."
+    message = error['msg'].removeprefix('Value error, ')
+    return f"{'.'.join(map(str, error['loc']))} = {error['input']!r}: {message}" if error['loc'] else message
 
 def check_parameters(namespace:dict # `globals()` of the notebook
                     )->Plan:
     "The guard of `run_experiment.ipynb`: one `ParameterError` for whatever cannot be meant."
     try: return make_plan(Parameters(**given_parameters(namespace)))
     except ParameterError: raise
-    except ValidationError as e:
-        said = '; '.join(f"{'.'.join(map(str, x['loc'])) or e.title} = {x['input']!r}: {x['msg'].removeprefix('Value error, ')}" if x['loc'] else x['msg'].removeprefix('Value error, ') for x in e.errors())
-        raise ParameterError(said) from None
+    except ValidationError as e: raise ParameterError('; '.join(map(_said, e.errors()))) from None
     except (ValueError, OSError) as e: raise ParameterError(str(e)) from None

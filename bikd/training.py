@@ -51,8 +51,13 @@ class Workshop:
     test: Gallery
     optimizer: torch.optim.SGD
 
-    def batches(self, epoch:int): "The epoch's training batches."; return self._stream(epoch_batches, self.train, epoch, 'train', self.protocol.augment)
-    def val_batches(self, epoch:int): "Validation batches without end."; return self._stream(endless_batches, self.val, epoch, 'val', self.protocol.augment_val)
+    def batches(self, epoch:int):
+        "The epoch's training batches."
+        return self._stream(epoch_batches, self.train, epoch, 'train', self.protocol.augment)
+
+    def val_batches(self, epoch:int):
+        "Validation batches without end."
+        return self._stream(endless_batches, self.val, epoch, 'val', self.protocol.augment_val)
 
     def _stream(self, kind, gallery, epoch, purpose, augment):
         return kind(len(gallery), self.protocol.batch_size, self.split.views, self.seed, epoch, purpose, augment, self.device)
@@ -66,7 +71,8 @@ class Workshop:
     def drift(self)->tuple[Tensor, ...]:
         "What momentum and weight decay would add to the next step's gradient."
         p, state = self.protocol, self.optimizer.state
-        return tuple(p.weight_decay*q.detach() + (p.momentum*state[q]['momentum_buffer'] if 'momentum_buffer' in state[q] else 0) for q in self.params)
+        velocity = lambda q: state[q]['momentum_buffer'] if 'momentum_buffer' in state[q] else 0
+        return tuple(p.weight_decay*q.detach() + p.momentum*velocity(q) for q in self.params)
 
     @property
     def params(self)->list[nn.Parameter]: return self.optimizer.param_groups[0]['params']
@@ -83,7 +89,8 @@ def set_up(student:nn.Module, # trained in place
           )->Workshop:
     "Check that the parts fit together, and lay them out on the device. `ValueError` where they do not."
     trainable(student)
-    if method.needs_teacher and teacher is None: raise ValueError(f"method {method.name!r} distils: it needs a teacher, a trained net with {split.n_classes} outputs.")
+    if method.needs_teacher and teacher is None:
+        raise ValueError(f"method {method.name!r} distils: it needs a teacher, a trained net with {split.n_classes} outputs.")
     device = torch.device(device)
     student.to(device=device, memory_format=torch.channels_last)
     dtype = next(student.parameters()).dtype
@@ -91,7 +98,8 @@ def set_up(student:nn.Module, # trained in place
     if teacher is not None: teacher.to(device=device, dtype=dtype, memory_format=torch.channels_last)
     mean, std = stats or pixel_stats(split, protocol.normalisation)
     train, val, test = (Gallery(part, split.views, mean, std, device, dtype) for part in (split.train, split.val, split.test))
-    sgd = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
+    sgd = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=protocol.lr,
+                          momentum=protocol.momentum, weight_decay=protocol.weight_decay)
     shop = Workshop(student, method, protocol, split, seed, device, teacher, train, val, test, sgd)
     for who, net in (('student', student), ('teacher', teacher)):
         if net is not None: _check_outputs(who, net, train, split.n_classes)
@@ -123,9 +131,11 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
         w = method.virtual_weights(losses.detach(), step)                                               # line 6
         grads = train_gradient(losses, w, shop.params, retain_graph=method.will_move)                   # line 7
         if method.bilevel:
-            at = lambda theta: method.losses(step._replace(logits=trial(student, theta, x, noise)))
-            judge = lambda theta: method.val_losses(shop.step(shop.val, val_batch, lambda x: trial(student, theta, x), epoch, method.val_needs_teacher)[1])
             val_batch = next(val)                                                                       # line 9
+            def at(theta): return method.losses(step._replace(logits=trial(student, theta, x, noise)))
+            def judge(theta):
+                forward = lambda x: trial(student, theta, x)
+                return method.val_losses(shop.step(shop.val, val_batch, forward, epoch, method.val_needs_teacher)[1])
             drift = shop.drift() if method.virtual_step == 'optimizer' else None
             g_w, val_loss = weight_gradient(at, judge, trainable(student), w, lr, method.estimator, grads, drift) # lines 8, 10
             if method.learn(w, g_w):                                                                    # lines 11-16
@@ -217,14 +227,16 @@ class Progress:
 
 def save_checkpoint(path, shop:Workshop, progress:Progress, key:str):
     "Everything `load_checkpoint` needs to go on after the last finished epoch; `key` names the run."
-    state = dict(key=key, student=shop.student.state_dict(), optimizer=shop.optimizer.state_dict(), method=shop.method.state(), progress=vars(progress))
+    state = dict(key=key, student=shop.student.state_dict(), optimizer=shop.optimizer.state_dict(),
+                 method=shop.method.state(), progress=vars(progress))
     atomic_write(path, lambda tmp: torch.save(state, tmp))
 
 def load_checkpoint(path, shop:Workshop, key:str)->Progress:
     "Put a saved state back. `ValueError` for a damaged file or one of another run."
     try: state = torch.load(path, map_location=shop.device, weights_only=True)
     except Exception as e: raise ValueError(f"checkpoint {path} cannot be read ({type(e).__name__}): remove it to start this run anew.") from e
-    if state['key'] != key: raise ValueError(f"checkpoint {path} belongs to another run ({state['key']}, not {key}): remove it, or resume with that run's settings.")
+    if state['key'] != key:
+        raise ValueError(f"checkpoint {path} belongs to another run ({state['key']}, not {key}): remove it, or resume with that run's settings.")
     shop.student.load_state_dict(state['student']); shop.optimizer.load_state_dict(state['optimizer']); shop.method.load_state(state['method'])
     return Progress(**state['progress'])
 
@@ -244,7 +256,8 @@ class Bar:
         if self.every and (self.done % self.every == 0 or self.done == self.total):
             spent = time.perf_counter() - self.start
             left = spent/(self.done - self.first)*(self.total - self.done)
-            print(f'{self.label:32} epoch {self.done:3}/{self.total}  {note}  {tqdm.format_interval(spent)} spent, {tqdm.format_interval(left)} left', flush=True)
+            spent, left = map(tqdm.format_interval, (spent, left))
+            print(f'{self.label:32} epoch {self.done:3}/{self.total}  {note}  {spent} spent, {left} left', flush=True)
 
 # %% ../nbs/06_training.ipynb #146fb9ea
 def train(student:nn.Module, # trained in place
@@ -281,7 +294,8 @@ def train(student:nn.Module, # trained in place
         progress.history.append(row); progress.class_weights.append(tally.by_class.tolist())
         progress.seconds += time.perf_counter() - began
         if checkpoint: save_checkpoint(checkpoint, shop, progress, key)
-        log(row); bar.step('  '.join([f"loss {row['train_loss']:.3f}", *(f"{part} {row[f'{part}_acc_pct']:5.1f} %" for part in ('val', 'test') if f'{part}_acc_pct' in row)]))
+        log(row)
+        bar.step('  '.join([f"loss {row['train_loss']:.3f}"] + [f"{k.removesuffix('_acc_pct')} {v:5.1f} %" for k, v in row.items() if k in ('val_acc_pct', 'test_acc_pct')]))
     bar.bar.close()
     return shop, progress
 

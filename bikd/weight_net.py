@@ -17,9 +17,10 @@ class WeightNet(nn.Module):
                  inputs:str='teacher,student', # which loss is the net's first input; callers always pass (teacher, student)
                  outputs:str='sigmoid'): # 'sigmoid': each in (0, 1); 'softmax': they sum to one
         super().__init__()
-        if not hidden or any(h < 1 for h in hidden): raise ValueError(f"hidden={hidden}: at least one layer of at least one unit, for example (64, 64).")
-        if inputs not in ('teacher,student', 'student,teacher'): raise ValueError(f"inputs={inputs!r} is unknown; there are: 'teacher,student', 'student,teacher'.")
-        if outputs not in ('sigmoid', 'softmax'): raise ValueError(f"outputs={outputs!r} is unknown; there are: 'sigmoid', 'softmax'.")
+        if not hidden or any(h < 1 for h in hidden):
+            raise ValueError(f"hidden={hidden}: at least one layer of at least one unit, for example (64, 64).")
+        for name, given, known in (('inputs', inputs, ('teacher,student', 'student,teacher')), ('outputs', outputs, ('sigmoid', 'softmax'))):
+            if given not in known: raise ValueError(f"{name}={given!r} is unknown; there are: {known[0]!r}, {known[1]!r}.")
         self.swap, self.outputs = inputs == 'student,teacher', outputs
         sizes = [2, *hidden]
         layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.Tanh())]

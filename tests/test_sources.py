@@ -100,7 +100,7 @@ def test_fashion_is_read_flat_or_as_torchvision_keeps_it(where, zipped, tmp_path
     assert pool.pixels.shape == (30, 1, 28, 28) and test.labels.tolist() == [i % 10 for i in range(20)]
     (path,) = (tmp_path/'home'/where).glob('train-images*')
     path.write_bytes(gzip.compress(b'other') if zipped else b'other')
-    with pytest.raises(ValueError, match='damaged or another one'): load_fashion_mnist(tmp_path/'home')
+    with pytest.raises(data.DataError, match='damaged or another one'): load_fashion_mnist(tmp_path/'home')
 
 
 TABLE = { # methods and Table 1's settings: all counts, or the first of each tenth and the last; total; batches at 100 and 128
