@@ -186,14 +186,14 @@ class BiKD(BiKDSettings):
     def begin_epoch(self, epoch, decays): self._learner.begin_epoch(decays)
 
     def _inputs(self, losses, step): return torch.stack([hard_loss(step.teacher_logits, step.labels), losses[:, 0]], 1)
-    def virtual_weights(self, losses, step): return self._learner.phi_t(self._inputs(losses, step))            # line 6
-    def weights(self, losses, step): return self._learner.phi(self._inputs(losses, step))                      # line 17
+    def virtual_weights(self, losses, step): return self._learner.phi_t(self._inputs(losses, step))# line 6
+    def weights(self, losses, step): return self._learner.phi(self._inputs(losses, step))       # line 17
 
-    def val_losses(self, step):                                                                                # line 10
+    def val_losses(self, step):                                                                 # line 10
         "Validation loss, a scalar: cross-entropy (Eq. 2), or hard plus soft loss."
         return self.losses(step).sum(1).mean() if self.val_loss == 'mix' else hard_loss(step.logits, step.labels).mean()
 
-    def learn(self, w, g_w): return self._learner.learn(w, g_w)                                                # lines 11-16
+    def learn(self, w, g_w): return self._learner.learn(w, g_w)                                 # lines 11-16
     @property
     def will_move(self): return self._learner.will_move
     @property

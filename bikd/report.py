@@ -37,7 +37,10 @@ def colour(method:str # a method's name
 @contextmanager
 def paper_style():
     "Figures made inside are drawn for print."
-    with mpl.rc_context(STYLE): yield
+    with mpl.rc_context(STYLE):
+        yield
+        shown = mpl.is_interactive() # a notebook's backend switches this on with the first figure: keep it, or later ones stay unseen
+    mpl.interactive(shown)
 
 # %% ../nbs/08_report.ipynb #d42708fa
 def save_figure(fig:Figure, # drawn
@@ -175,7 +178,7 @@ def plot_class_weights(r:Run # a finished run with weights worth showing
                 part = table[table['class'].isin(cs)]
                 if not len(part): continue
                 mean = (part[name]*part.n).groupby(part.epoch).sum()/part.groupby('epoch').n.sum()
-                ax.plot(mean, ls=ls, c=colour(r.config.method), label=g)
+                ax.plot(mean, ls=ls, marker='.', c=colour(r.config.method), label=g)
             ax.set(xlabel='epoch', ylabel='mean weight', title=f'$w^{{{name[2:]}}}$'); ax.tick_params(labelleft=True)
         axs[0, -1].legend()
     return fig

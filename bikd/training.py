@@ -124,26 +124,27 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
     decays = p.decays(epoch); lr = shop.optimizer.param_groups[0]['lr'] = p.lr*p.lr_decay**decays
     method.begin_epoch(epoch, decays)
     val = shop.val_batches(epoch) if method.bilevel else None
-    for i, batch in enumerate(shop.batches(epoch)):                                                     # line 4
+    for i, batch in enumerate(shop.batches(epoch)):                                 # line 4
         noise = Noise(shop.device)
         x, step = shop.step(shop.train, batch, student, epoch, method.needs_teacher)
         losses, val_loss = method.losses(step), None
-        w = method.virtual_weights(losses.detach(), step)                                               # line 6
-        grads = train_gradient(losses, w, shop.params, retain_graph=method.will_move)                   # line 7
+        w = method.virtual_weights(losses.detach(), step)                           # line 6
+        grads = train_gradient(losses, w, shop.params, retain_graph=method.will_move)# line 7
         if method.bilevel:
-            val_batch = next(val)                                                                       # line 9
+            val_batch = next(val)                                                   # line 9
             def at(theta): return method.losses(step._replace(logits=trial(student, theta, x, noise)))
             def judge(theta):
                 forward = lambda x: trial(student, theta, x)
                 return method.val_losses(shop.step(shop.val, val_batch, forward, epoch, method.val_needs_teacher)[1])
             drift = shop.drift() if method.virtual_step == 'optimizer' else None
-            g_w, val_loss = weight_gradient(at, judge, trainable(student), w, lr, method.estimator, grads, drift) # lines 8, 10
-            if method.learn(w, g_w):                                                                    # lines 11-16
-                w = method.weights(losses.detach(), step)                                               # line 17
+            g_w, val_loss = weight_gradient(at, judge, trainable(student), w, lr,               # lines 8, 10
+                                            method.estimator, grads, drift)
+            if method.learn(w, g_w):                                                # lines 11-16
+                w = method.weights(losses.detach(), step)                           # line 17
                 grads = train_gradient(losses, w, shop.params)
         check_finite(epoch, i, step, method.terms, losses, val_loss)
         for q, g in zip(shop.params, grads): q.grad = g
-        shop.optimizer.step()                                                                           # line 18
+        shop.optimizer.step()                                                       # line 18
         tally(step, losses.detach(), w.detach(), val_loss)
 
 # %% ../nbs/06_training.ipynb #61195535
@@ -280,7 +281,7 @@ def train(student:nn.Module, # trained in place
     progress = load_checkpoint(checkpoint, shop, key) if checkpoint and Path(checkpoint).exists() else Progress()
     log = _scalars(tensorboard)
     bar = Bar(label or method.name, protocol.epochs, len(progress.history), show)
-    for epoch in range(len(progress.history), protocol.epochs):                                         # line 3
+    for epoch in range(len(progress.history), protocol.epochs):                 # line 3
         began = time.perf_counter()
         with torch.random.fork_rng(devices=[shop.device] if shop.device.type == 'cuda' else []):
             torch.manual_seed(generator(seed, 'noise', epoch).initial_seed())
