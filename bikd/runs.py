@@ -10,6 +10,7 @@ __all__ = ['GROUPS', 'RunConfig', 'make_config', 'shot_groups', 'expected_calibr
 
 # %% ../nbs/07_runs.ipynb #155798f0
 import ast, difflib, hashlib, json, os, platform, shutil, subprocess, time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd, torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -234,6 +235,17 @@ def load_teacher(runs_dir, # where its run is
                          "Train a teacher on this split (same dataset, rho and seed).")
     return found.student()
 
+@contextmanager
+def _only_one(path:Path, show:bool):
+    "Hold a lock file; say so if that means waiting. The system frees the lock of a process that dies."
+    lock = FileLock(path)
+    try: lock.acquire(timeout=1)
+    except Timeout:
+        if show: print(f'another process is training {path.stem[1:]}: waiting for it', flush=True)
+        lock.acquire()
+    try: yield
+    finally: lock.release()
+
 def run(cfg:RunConfig, # what to run
         runs_dir, # where runs live; made if missing
         data_dir=None, # where images are, see `bikd.data.data_home`
@@ -248,7 +260,7 @@ def run(cfg:RunConfig, # what to run
     split = split or load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir)
     teacher = load_teacher(runs_dir, cfg.teacher_run, split) if cfg.teacher_run else None
     Path(runs_dir).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(runs_dir)/f'.{cfg.run_id}.lock'):
+    with _only_one(Path(runs_dir)/f'.{cfg.run_id}.lock', show):
         if (found := find_run(runs_dir, cfg.run_id)): return found # somebody else trained it while we waited
         folder.mkdir(exist_ok=True)
         atomic_write(folder/'config.json', lambda tmp: tmp.write_text(cfg.model_dump_json(indent=1)))

@@ -215,6 +215,7 @@ def atomic_write(path, # where the file shall be
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+    if os.name != 'posix': return # elsewhere a folder cannot be flushed
     folder = os.open(path.parent, os.O_RDONLY)
     try: os.fsync(folder)
     finally: os.close(folder)
