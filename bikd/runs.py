@@ -375,7 +375,10 @@ def make_plan(p:Parameters)->Plan:
         raise ValueError(f"seeds={p.seeds!r}: whole numbers >= 0 were expected, separated by spaces, for example \"0 1 2\".")
     data_home(p.data_dir)
     given = {f: v for f in ('epochs', 'batch_size', 'lr') if (v := getattr(p, f)) is not None}
-    mine = lambda m: {f: v for f in ('k', 'temperature') if (v := getattr(p, f)) is not None and f in get_method(m).model_fields}
+    settings = {f: v for f in ('k', 'temperature') if (v := getattr(p, f)) is not None}
+    mine = lambda m: {f: v for f, v in settings.items() if f in get_method(m).model_fields}
+    for f in settings:
+        if not any(f in mine(m) for m in methods): raise ValueError(f"{f}={settings[f]} would change nothing: none of the methods ({', '.join(methods)}) has it.")
     configs = []
     for seed in map(int, seeds):
         scaling = preset(p.preset, 'ce')[1].normalisation # a teacher sees pixels scaled as its students do
