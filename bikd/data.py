@@ -9,7 +9,7 @@ __all__ = ['MNIST5K_SHA256', 'FASHION_SHA256', 'SOURCES', 'RELEASED_MEAN', 'RELE
            'Batch', 'epoch_batches', 'endless_batches', 'protocol_card', 'toy_split']
 
 # %% ../nbs/00_data.ipynb #d188ba7c
-import gzip, hashlib, itertools, math, os
+import gzip, hashlib, itertools, math, os, zlib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -153,7 +153,9 @@ FASHION_SHA256 = {
 def _read_idx(folder:Path, name:str)->Tensor:
     "One IDX file, plain or gzipped, checked; uint8 `(N,)` or `(N, 28, 28)`."
     path = next(p for p in (folder/name, folder/f'{name}.gz') if p.exists())
-    raw = _checked(gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes(), FASHION_SHA256[name], str(path))
+    try: raw = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise DataError(f"{path} is damaged ({e}): remove it and fetch it again.") from e
+    _checked(raw, FASHION_SHA256[name], str(path))
     shape = np.frombuffer(raw, '>i4', count=raw[3], offset=4).tolist() # byte 3 is the number of dimensions
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4+4*raw[3]).reshape(shape).copy())
 
@@ -214,7 +216,7 @@ class Split:
         for name in ('train', 'val', 'test'):
             part = getattr(self, name)
             h.update(f'{name}{tuple(part.pixels.shape)}'.encode())
-            h.update(part.pixels.numpy()); h.update(part.labels.numpy())
+            for t in part: h.update(t.contiguous().numpy())
         return h.hexdigest()[:16]
 
 # %% ../nbs/00_data.ipynb #6268421b

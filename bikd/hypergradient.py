@@ -8,12 +8,13 @@ __all__ = ['ESTIMATORS', 'trainable', 'Noise', 'trial', 'jvp', 'central_differen
 
 # %% ../nbs/04_hypergradient.ipynb #748d19a4
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Callable
 
 import torch, torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .losses import hard_loss, soft_loss
 
@@ -45,8 +46,7 @@ def trial(student:nn.Module, # any module, in the mode it is in
          )->Tensor: # logits `(B, C)`
     "The student's output at `params`, leaving its parameters and buffers as they are."
     state = {**params, **{n: b.clone() for n, b in student.named_buffers()}}
-    if noise is None: return functional_call(student, state, (x,))
-    with noise(): return functional_call(student, state, (x,))
+    with noise() if noise else nullcontext(), sdpa_kernel(SDPBackend.MATH): return functional_call(student, state, (x,))
 
 # %% ../nbs/04_hypergradient.ipynb #1a5c36fe
 def jvp(losses:Callable, # θ -> `(B, K)`
@@ -58,12 +58,14 @@ def jvp(losses:Callable, # θ -> `(B, K)`
         warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # PyTorch's own decompositions still use torch.jit
         try: out = losses({n: fwAD.make_dual(p, v[n]) for n, p in theta.items()})
         except NotImplementedError as e:
-            raise NotImplementedError(f"the student has a layer without a forward-mode derivative ({e}); use estimator='double_backward'.") from e
+            raise NotImplementedError(f"the student has a layer without a forward-mode derivative ({e}); use estimator='double_backward', or 'finite_difference'.") from e
         primal, tangent = fwAD.unpack_dual(out)
         return torch.zeros_like(primal) if tangent is None else tangent
 
-def central_difference(losses:Callable, theta:dict[str, Tensor], v:dict[str, Tensor], radius:float|None=None)->Tensor:
-    "`jvp` by two forwards, at a distance `radius` (default: cube root of the machine epsilon) to both sides."
+def central_difference(losses:Callable, theta:dict[str, Tensor], v:dict[str, Tensor], # as `jvp`
+                       radius:float|None=None # how far to go to both sides, > 0; default: cube root of the machine epsilon
+                      )->Tensor: # `(B, K)`
+    "`jvp` by two forwards; approximate."
     norm = torch.stack([t.norm() for t in v.values()]).norm()
     if norm == 0: return torch.zeros_like(losses(theta))
     eps = (radius or torch.finfo(norm.dtype).eps**(1/3))/norm

@@ -38,7 +38,7 @@ class Setting(NamedTuple):
 # %% ../nbs/05_methods.ipynb #4a4bf59f
 class Method(BaseModel):
     "A row of Table 1: settings as fields, behaviour as the methods below."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True, ser_json_inf_nan='strings')
+    model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
     name: ClassVar[str] # how configs, tables and `-p methods` call it
     terms: ClassVar[tuple[str, ...]] = ('hard',) # names of the K losses
     needs_teacher: ClassVar[bool] = False
@@ -63,7 +63,9 @@ class Method(BaseModel):
         "Bilevel methods: use ∂L_val/∂w `(B, K)`. True: `weights` must be asked again."
         raise NotImplementedError
     @property
-    def will_move(self)->bool: "Bilevel methods: what `learn` is about to return."; return False
+    def will_move(self)->bool:
+        "Bilevel methods: what `learn` is about to return. The batch's graph is kept for a second gradient only if this is true."
+        return False
     @property
     def val_needs_teacher(self)->bool: "Whether `val_losses` looks at teacher logits."; return False
     def state(self)->dict[str, Any]: "Tensors and plain values for a checkpoint."; return {}
@@ -223,7 +225,7 @@ def get_method(name:str # a key of `METHODS`
 # %% ../nbs/05_methods.ipynb #494c601e
 class Protocol(BaseModel):
     "How a student is trained and reported, whatever its method (§4.1)."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True)
+    model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
     epochs: int = Field(120, ge=1)
     batch_size: int = Field(100, ge=1) # of training and validation batches
     lr: float = Field(.1, gt=0) # SGD
@@ -241,8 +243,8 @@ class Protocol(BaseModel):
 
     def decays(self, epoch:int # counted from 0
               )->int: # how often the learning rate has been decayed when it begins
-        "The number of milestones reached."
-        return sum(epoch + self.first_epoch >= round(f*self.epochs) for f in self.decay_at)
+        "The number of milestones reached. The first epoch is never decayed; in schedules of a few epochs milestones may fall together."
+        return sum(epoch + self.first_epoch >= max(1 + self.first_epoch, round(f*self.epochs)) for f in self.decay_at)
 
 # %% ../nbs/05_methods.ipynb #1a79a27c
 _RELEASED_BIKD = dict(update_rule='per_epoch', accumulation='mean', inputs='student,teacher', phi_weight_decay=1e-4, phi_decay=.8)

@@ -9,10 +9,10 @@ __all__ = ['as_images', 'hold_out', 'Distilled', 'distill']
 from dataclasses import dataclass
 
 import numpy as np, pandas as pd, torch
-from torch import Tensor, nn
+from torch import nn
 
 from .data import Images, Split, Views, generator
-from .methods import Method, preset
+from .methods import Method, get_method, preset
 from .training import train
 
 # %% ../nbs/09_own_data.ipynb #22a2472f
@@ -28,7 +28,7 @@ def as_images(pixels, # uint8 `(N, channels, H, W)` or `(N, H, W)`, array or ten
     if labels.shape != (len(pixels),) or labels.is_floating_point():
         raise ValueError(f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected {len(pixels)} integers, one for each image.")
     if len(labels) and labels.min() < 0: raise ValueError(f"label {labels.min().item()} is negative; classes are numbered from 0.")
-    return Images(pixels.contiguous(), labels.long())
+    return Images(pixels.contiguous(), labels.long().contiguous())
 
 def hold_out(images:Images, # labelled images
              per_class:int|None=None, # how many of each class; default a fifth of the smallest class, at most 100
@@ -37,10 +37,10 @@ def hold_out(images:Images, # labelled images
     "Set the same number of images of every class aside."
     n = images.labels.bincount()
     if (n == 0).any(): raise ValueError(f"class {n.argmin().item()} has no image: number the classes 0 to C-1 without gaps, or add images.")
-    per_class = min(100, n.min().item()//5) if per_class is None else per_class
+    per_class = min(100, max(1, n.min().item()//5)) if per_class is None else per_class
     if not 1 <= per_class < n.min():
-        raise ValueError(f"{per_class} validation images per class were asked for, but class {n.argmin().item()} has {n.min().item()} images "
-                         "in all and must keep one. Give a number that fits, or balanced images of your own as val_images and val_labels.")
+        raise ValueError(f"{per_class} validation images of each class cannot be set aside: class {n.argmin().item()} has {n.min().item()} in all and must keep one. "
+                         "Give a val_per_class that fits, or balanced images of your own as val_images and val_labels.")
     shuffled = lambda ids, c: ids[torch.randperm(len(ids), generator=generator(seed, 'hold out', c))]
     out = torch.cat([shuffled(torch.nonzero(images.labels == c)[:, 0], c)[:per_class] for c in range(len(n))])
     keep = torch.ones(len(images), dtype=torch.bool); keep[out] = False
@@ -59,7 +59,8 @@ class Distilled:
 def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
             student:nn.Module, # logits `(B, C)`; trained in place
             images, labels, # imbalanced training set: uint8 `(N, channels, H, W)`, integers `(N,)`
-            val_images=None, val_labels=None, # balanced validation set; default: set aside from the training images
+            val_images=None, val_labels=None, # balanced validation set; default: set aside from the training images, if the method learns from it
+            val_per_class:int|None=None, # how many of each class to set aside; default as `hold_out`
             *, method:str='bikd', # a key of `bikd.methods.METHODS`
             preset_name:str='clean', # a key of `bikd.methods.PRESETS`
             mean=None, std=None, # per channel, of pixels in [0, 1]; default: those of the training images
@@ -71,8 +72,10 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
     if (val_images is None) != (val_labels is None): raise ValueError("val_images and val_labels are given together or not at all.")
     if (mean is None) != (std is None): raise ValueError("mean and std are given together or not at all.")
     pool = as_images(images, labels)
-    rest, val = hold_out(pool, seed=seed) if val_images is None else (pool, as_images(val_images, val_labels))
     nothing = Images(pool.pixels[:0], pool.labels[:0])
+    if val_images is not None: rest, val = pool, as_images(val_images, val_labels)
+    elif get_method(method).bilevel or val_per_class: rest, val = hold_out(pool, val_per_class, seed)
+    else: rest, val = pool, nothing
     n = rest.labels.bincount()
     split = Split('own', (n.max()/n[n > 0].min()).item(), seed, rest, val, nothing, Views(pool.pixels.shape[-1], pad, flip))
     settings = {k: v for k, v in fields.items() if k in type(preset(preset_name, method)[0]).model_fields}

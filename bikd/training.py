@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Teacher', 'Workshop', 'set_up', 'train_epoch', 'NonFiniteLoss', 'check_finite', 'evaluate', 'accuracy_pct', 'Tally',
-           'atomic_write', 'Progress', 'save_checkpoint', 'load_checkpoint', 'Bar', 'train']
+           'atomic_write', 'Progress', 'run_key', 'save_checkpoint', 'load_checkpoint', 'Bar', 'train']
 
 # %% ../nbs/06_training.ipynb #7080d36d
-import copy, math, os, sys, time
+import copy, hashlib, math, os, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .data import Batch, Gallery, PlainError, Split, endless_batches, epoch_batches, generator, pixel_stats
 from .hypergradient import Noise, train_gradient, trainable, trial, weight_gradient
 from .methods import Method, Protocol, Setting, Step
+from .models import check_logits
 
 # %% ../nbs/06_training.ipynb #2d3476f7
 class Teacher(nn.Module):
@@ -27,13 +28,13 @@ class Teacher(nn.Module):
                  net:nn.Module, # a trained net; copied
                  mode:str='eval'): # 'train': BatchNorm in training mode, as in the released code
         super().__init__()
-        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.mode, self.net = mode, copy.deepcopy(net).requires_grad_(False)
         self.net.train(mode == 'train')
 
     def train(self, mode=True): return self # by construction
 
     @torch.no_grad()
-    def forward(self, x:Tensor)->Tensor: return self.net(x)
+    def forward(self, x:Tensor)->Tensor: return self.net(x) if self.mode == 'eval' else trial(self.net, {}, x)
 
 # %% ../nbs/06_training.ipynb #ee1b59a8
 @dataclass
@@ -75,7 +76,7 @@ class Workshop:
         return tuple(p.weight_decay*q.detach() + p.momentum*velocity(q) for q in self.params)
 
     @property
-    def params(self)->list[nn.Parameter]: return self.optimizer.param_groups[0]['params']
+    def params(self)->list[nn.Parameter]: "What the optimizer moves."; return self.optimizer.param_groups[0]['params']
 
 # %% ../nbs/06_training.ipynb #87d4b6a2
 def set_up(student:nn.Module, # trained in place
@@ -101,18 +102,10 @@ def set_up(student:nn.Module, # trained in place
     sgd = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=protocol.lr,
                           momentum=protocol.momentum, weight_decay=protocol.weight_decay)
     shop = Workshop(student, method, protocol, split, seed, device, teacher, train, val, test, sgd)
-    for who, net in (('student', student), ('teacher', teacher)):
-        if net is not None: _check_outputs(who, net, train, split.n_classes)
+    for who, net in (('student', student), ('teacher', None if teacher is None else teacher.net)):
+        if net is not None: check_logits(net, next(train.plain(1))[0], split.n_classes, who)
     method.begin(Setting(tuple(split.n_per_class), seed, device, dtype))
     return shop
-
-def _check_outputs(who:str, net:nn.Module, gallery:Gallery, C:int):
-    "One image through the net, nothing kept."
-    probe = copy.deepcopy(net).eval()
-    with torch.no_grad(): out = probe(next(gallery.plain(1))[0])
-    if not isinstance(out, Tensor) or out.shape != (1, C):
-        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"the {who} returns {got} for one image; expected logits of shape (1, {C}): one number for each of the {C} classes.")
 
 # %% ../nbs/06_training.ipynb #dac9885c
 def train_epoch(shop:Workshop, # laid out by `set_up`
@@ -129,7 +122,7 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
         x, step = shop.step(shop.train, batch, student, epoch, method.needs_teacher)
         losses, val_loss = method.losses(step), None
         w = method.virtual_weights(losses.detach(), step)                           # line 6
-        grads = train_gradient(losses, w, shop.params, retain_graph=method.will_move)# line 7
+        grads = train_gradient(losses, w, shop.params, method.will_move)            # line 7
         if method.bilevel:
             val_batch = next(val)                                                   # line 9
             def at(theta): return method.losses(step._replace(logits=trial(student, theta, x, noise)))
@@ -137,8 +130,9 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
                 forward = lambda x: trial(student, theta, x)
                 return method.val_losses(shop.step(shop.val, val_batch, forward, epoch, method.val_needs_teacher)[1])
             drift = shop.drift() if method.virtual_step == 'optimizer' else None
-            g_w, val_loss = weight_gradient(at, judge, trainable(student), w, lr,               # lines 8, 10
-                                            method.estimator, grads, drift)
+            with torch.random.fork_rng(devices=noise.devices): # the student's own dropout masks are not moved by this
+                g_w, val_loss = weight_gradient(at, judge, trainable(student), w, lr, # lines 8, 10
+                                                method.estimator, grads, drift)
             if method.learn(w, g_w):                                                # lines 11-16
                 w = method.weights(losses.detach(), step)                           # line 17
                 grads = train_gradient(losses, w, shop.params)
@@ -151,10 +145,16 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
 class NonFiniteLoss(PlainError, ArithmeticError):
     "A loss became NaN or infinite."
 
-def check_finite(epoch:int, i:int, step:Step, terms:tuple[str, ...], losses:Tensor, val_loss:Tensor|None):
-    "Raise `NonFiniteLoss` naming epoch, step (both counted from 0) and loss."
+def check_finite(epoch:int, # counted from 0
+                 i:int, # step in the epoch, counted from 0
+                 step:Step, # the batch
+                 terms:tuple[str, ...], # names of the K losses
+                 losses:Tensor, # `(B, K)`
+                 val_loss:Tensor|None # of the virtual student
+                ):
+    "Raise `NonFiniteLoss` naming epoch, step and loss."
     if losses.isfinite().all() and (val_loss is None or val_loss.isfinite()): return
-    advice = "Lower the learning rate, or look at the input named here; the last checkpoint is intact."
+    advice = "Lower the learning rate, or look at the input named here. Epochs that were finished before are kept."
     for j, name in enumerate(terms):
         bad = ~losses[:, j].isfinite()
         if bad.any():
@@ -198,6 +198,7 @@ class Tally:
     def by_class(self)->Tensor: "Mean weights `(C, K)`."; return self.w/self.n
 
     def row(self)->dict[str, float]:
+        "The epoch's means, and what the method reports."
         terms, w = self.method.terms, self.w.sum(0)/self.seen
         out = dict(train_loss=self.loss/self.seen, train_acc_pct=100*self.correct/self.seen)
         out |= {f'train_{t}': l for t, l in zip(terms, self.losses/self.seen)} | {f'w_{t}': v for t, v in zip(terms, w)}
@@ -227,8 +228,20 @@ class Progress:
     class_weights: list = field(default_factory=list) # per epoch: mean weights, C lists of K numbers
     seconds: float = 0. # spent so far, interruptions not counted
 
-def save_checkpoint(path, shop:Workshop, progress:Progress, key:str):
-    "Everything `load_checkpoint` needs to go on after the last finished epoch; `key` names the run."
+def run_key(shop:Workshop # before its first epoch
+           )->str: # SHA-256, hex
+    "What a checkpoint must agree on to be resumed: method, protocol, seed, images, views, pixel scaling, the student's shapes, the teacher's weights."
+    m, s = shop.method, shop.split
+    h = hashlib.sha256(repr((m.name, m.model_dump_json(), shop.protocol.model_dump_json(), shop.seed, s.hash, s.views,
+                             [(n, tuple(t.shape), t.dtype) for n, t in shop.student.state_dict().items()])).encode())
+    teacher = {} if shop.teacher is None else shop.teacher.state_dict()
+    for t in (shop.train.mean, shop.train.std, *teacher.values()): h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+def save_checkpoint(path, # where; written whole or not at all
+                    shop:Workshop, progress:Progress,
+                    key:str): # names the run, see `run_key`
+    "Everything `load_checkpoint` needs to go on after the last finished epoch."
     state = dict(key=key, student=shop.student.state_dict(), optimizer=shop.optimizer.state_dict(),
                  method=shop.method.state(), progress=vars(progress))
     atomic_write(path, lambda tmp: torch.save(state, tmp))
@@ -237,8 +250,9 @@ def load_checkpoint(path, shop:Workshop, key:str)->Progress:
     "Put a saved state back. `ValueError` for a damaged file or one of another run."
     try: state = torch.load(path, map_location=shop.device, weights_only=True)
     except Exception as e: raise ValueError(f"checkpoint {path} cannot be read ({type(e).__name__}): remove it to start this run anew.") from e
-    if state['key'] != key:
-        raise ValueError(f"checkpoint {path} belongs to another run ({state['key']}, not {key}): remove it, or resume with that run's settings.")
+    if not isinstance(state, dict) or state.get('key') != key:
+        raise ValueError(f"checkpoint {path} belongs to another run (other method, settings, images, student or teacher): "
+                         "remove it, or resume with what it was made with.")
     shop.student.load_state_dict(state['student']); shop.optimizer.load_state_dict(state['optimizer']); shop.method.load_state(state['method'])
     return Progress(**state['progress'])
 
@@ -253,6 +267,7 @@ class Bar:
         self.start = time.perf_counter()
 
     def step(self, note:str):
+        "One epoch is done."
         self.done += 1
         self.bar.set_postfix_str(note, refresh=False); self.bar.update()
         if self.every and (self.done % self.every == 0 or self.done == self.total):
@@ -278,7 +293,7 @@ def train(student:nn.Module, # trained in place
     "Train a student by any method: Algorithm 1 with its outer loop. Errors: `set_up`, `load_checkpoint`, `NonFiniteLoss`."
     protocol = protocol or Protocol()
     shop = set_up(student, method, split, protocol, teacher, seed, device, stats)
-    key = f'{method.name} {method.model_dump_json()} {protocol.model_dump_json()} seed={seed} split={split.hash}'
+    key = run_key(shop)
     progress = load_checkpoint(checkpoint, shop, key) if checkpoint and Path(checkpoint).exists() else Progress()
     log = _scalars(tensorboard)
     bar = Bar(label or method.name, protocol.epochs, len(progress.history), show)
@@ -293,6 +308,8 @@ def train(student:nn.Module, # trained in place
             if not len(gallery): continue
             logits = evaluate(student, gallery)
             row |= {f'{name}_acc_pct': accuracy_pct(logits, gallery.labels), f'{name}_ce': F.cross_entropy(logits, gallery.labels).item()}
+            if not math.isfinite(row[f'{name}_ce']):
+                raise NonFiniteLoss(f"after epoch {epoch}: the {name} cross-entropy is {row[f'{name}_ce']}; the student has diverged. Lower the learning rate.")
         progress.history.append(row); progress.class_weights.append(tally.by_class.tolist())
         progress.seconds += time.perf_counter() - began
         if checkpoint: save_checkpoint(checkpoint, shop, progress, key)

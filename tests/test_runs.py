@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bikd.methods import CE, METHODS, register
 from bikd.runs import RunConfig, find_run, load_runs, make_config, run
+from bikd.training import NonFiniteLoss
 
 TRAIN = """
 import sys, torch
@@ -72,6 +74,28 @@ def test_summary_and_files_keep_the_contract(tmp_path):
             'many_acc_pct medium_acc_pct few_acc_pct ece epochs train_time_s device').split()
     assert set(keys) <= set(r.summary) and r.folder.name == r.summary['run_id'] == r.config.run_id
     assert not list(r.folder.glob('checkpoint*')) and not list(r.folder.glob('.*.tmp'))
+
+
+def test_a_diverging_run_stops_and_leaves_no_summary(tmp_path):
+    cfg = make_config('mnist5k', 100, 0, 'ce', protocol=dict(epochs=1, batch_size=1000, lr=1e30))
+    with pytest.raises(NonFiniteLoss, match='after epoch 0: the val cross-entropy is'): run(cfg, tmp_path, show=False)
+    assert find_run(tmp_path, cfg.run_id) is None and len(load_runs(tmp_path)) == 0
+
+
+def test_records_of_an_unknown_method_are_not_called_damaged(tmp_path):
+    @register
+    class Mine(CE): name = 'mine'
+    cfg = make_config('mnist5k', 100, 0, 'mine', protocol=dict(epochs=1))
+    assert run(cfg, tmp_path, show=False).fresh and list(load_runs(tmp_path).method) == ['mine']
+    del METHODS['mine']
+    with pytest.raises(ValueError, match="'mine' is unknown.*register or install that first"): load_runs(tmp_path)
+
+
+def test_what_a_killed_process_left_is_tidied(tmp_path):
+    cfg = make_config('mnist5k', 100, 0, 'ce', protocol=dict(epochs=1)); folder = tmp_path/cfg.run_id
+    folder.mkdir(); (folder/'.checkpoint.pt.1.tmp').write_bytes(b'half')
+    run(cfg, tmp_path, show=False); (folder/'checkpoint.pt').write_bytes(b'left')
+    assert not run(cfg, tmp_path, show=False).fresh and not list(folder.glob('.*.tmp')) and not (folder/'checkpoint.pt').exists()
 
 
 def test_configs_refuse_what_cannot_be_meant():

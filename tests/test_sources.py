@@ -99,6 +99,9 @@ def test_fashion_is_read_flat_or_as_torchvision_keeps_it(where, zipped, tmp_path
     pool, test = load_fashion_mnist(tmp_path/'home')
     assert pool.pixels.shape == (30, 1, 28, 28) and test.labels.tolist() == [i % 10 for i in range(20)]
     (path,) = (tmp_path/'home'/where).glob('train-images*')
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole)//2]) # cut short
+    with pytest.raises(data.DataError, match='train-images.*damaged'): load_fashion_mnist(tmp_path/'home')
     path.write_bytes(gzip.compress(b'other') if zipped else b'other')
     with pytest.raises(data.DataError, match='damaged or another one'): load_fashion_mnist(tmp_path/'home')
 
