@@ -161,8 +161,8 @@ class PhiLearner:
     def learn(self, w:Tensor, g_w:Tensor)->bool:
         "Add `g_w`·∂w/∂φ to ∇φ; move φ if it is time. True: the real step's weights differ from the virtual one's."
         hyper = torch.autograd.grad(w, tuple(self.phi_t.parameters()), g_w)
-        share = 1/self.s.k if self.s.accumulation == 'mean' else 1
-        self.grads = [a + share*g for a, g in zip(self.grads, hyper)]
+        share = self.s.k if self.s.accumulation == 'mean' else 1
+        self.grads = [a + g/share for a, g in zip(self.grads, hyper)]
         if moved := self.clock.tick():
             for p, g in zip(self.phi.parameters(), self.grads): p.grad = g
             self.optimizer.step(); self.forget(); self.moves += 1
