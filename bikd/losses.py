@@ -6,7 +6,7 @@
 __all__ = ['hard_loss', 'soft_loss']
 
 # %% ../nbs/02_losses.ipynb #dc237038
-import torch, torch.nn.functional as F
+import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/02_losses.ipynb #32ed0d8f

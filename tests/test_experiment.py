@@ -1,5 +1,5 @@
 """`run_experiment.ipynb` through the real papermill, as a person calls it."""
-import json, os, subprocess, sys
+import os, subprocess, sys
 
 import nbformat, pytest
 
