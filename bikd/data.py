@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MNIST5K_SHA256', 'FASHION_SHA256', 'SOURCES', 'RELEASED_MEAN', 'RELEASED_STD', 'PlainError', 'DataError',
-           'long_tailed_counts', 'generator', 'Images', 'Source', 'load_mnist5k', 'data_home', 'load_cifar',
+           'long_tailed_counts', 'generator', 'counted', 'Images', 'Source', 'load_mnist5k', 'data_home', 'load_cifar',
            'load_fashion_mnist', 'get_source', 'Split', 'draw_split', 'load_split', 'Views', 'Gallery', 'pixel_stats',
            'Batch', 'epoch_batches', 'endless_batches', 'protocol_card', 'toy_split']
 
 # %% ../nbs/00_data.ipynb #d188ba7c
 import gzip, hashlib, itertools, math, os, zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -52,6 +53,17 @@ def generator(seed:int, # the run's seed
     "A generator seeded with SHA-256 of (seed, purpose); on the CPU, so every device sees the same numbers."
     digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
+
+# %% ../nbs/00_data.ipynb #902238c1
+@contextmanager
+def counted(seed:int, # the run's seed
+            *purpose, # as for `generator`
+            device='cpu' # a GPU's generator is seeded and put back too
+           ):
+    "Inside, PyTorch's global generators are a pure function of (seed, purpose); outside, they are as before."
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == 'cuda' else []):
+        torch.manual_seed(generator(seed, *purpose).initial_seed())
+        yield
 
 # %% ../nbs/00_data.ipynb #5fdcd99a
 class Images(NamedTuple):
@@ -129,7 +141,7 @@ def _torchvision(factory, root:Path, name:str, files:str):
             return [factory(root, train=t, download=True) for t in (True, False)]
     except (OSError, RuntimeError) as e:
         raise DataError(f"dataset {name!r} is neither whole in {root} nor could it be downloaded ({type(e).__name__}: {e}). "
-                           f"Put {files} into a folder and name that folder with data_dir.") from e
+                        f"Put {files} into a folder and name that folder with data_dir.") from e
 
 # %% ../nbs/00_data.ipynb #cf0f940e
 def load_cifar(name:str, # 'cifar10' or 'cifar100'

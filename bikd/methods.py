@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor
 
-from .data import generator
+from .data import counted
 from .losses import hard_loss, soft_loss
 from .weight_net import WeightNet
 
@@ -117,6 +117,8 @@ class BiKDSettings(Distillation):
     virtual_step: Literal['plain', 'optimizer'] = 'plain' # 'optimizer': with momentum and weight decay, as the real step
     estimator: Literal['jvp', 'double_backward', 'finite_difference'] = 'jvp'
 
+    def make_weight_net(self)->WeightNet: "A fresh f_φ of these settings."; return WeightNet(self.hidden, self.inputs, self.outputs)
+
 # %% ../nbs/05_methods.ipynb #1f7e1785
 @dataclass
 class Clock:
@@ -140,9 +142,7 @@ class PhiLearner:
     "φ, its optimizer, accumulator and clock: Algorithm 1, lines 11-16 and 19."
     def __init__(self, s:BiKDSettings, setting:Setting):
         self.s, self.moves, self.clock = s, 0, Clock(s.update_rule, s.k)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(setting.seed, 'init', 'weight net').initial_seed())
-            self.phi = WeightNet(s.hidden, s.inputs, s.outputs).to(setting.device, setting.dtype)
+        with counted(setting.seed, 'init', 'weight net'): self.phi = s.make_weight_net().to(setting.device, setting.dtype)
         kind = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}[s.phi_optimizer]
         self.optimizer = kind(self.phi.parameters(), lr=s.phi_lr, weight_decay=s.phi_weight_decay)
         self.phi_t = self.phi
@@ -188,7 +188,7 @@ class BiKD(BiKDSettings):
     def begin_epoch(self, epoch, decays): self._learner.begin_epoch(decays)
 
     def _inputs(self, losses, step): return torch.stack([hard_loss(step.teacher_logits, step.labels), losses[:, 0]], 1)
-    def virtual_weights(self, losses, step): return self._learner.phi_t(self._inputs(losses, step))# line 6
+    def virtual_weights(self, losses, step): return self._learner.phi_t(self._inputs(losses, step)) # line 6
     def weights(self, losses, step): return self._learner.phi(self._inputs(losses, step))       # line 17
 
     def val_losses(self, step):                                                                 # line 10
@@ -248,14 +248,14 @@ class Protocol(BaseModel):
 
 # %% ../nbs/05_methods.ipynb #1a79a27c
 _RELEASED_BIKD = dict(update_rule='per_epoch', accumulation='mean', inputs='student,teacher', phi_weight_decay=1e-4, phi_decay=.8)
-_RELEASED = dict(normalisation='released', report='best_on_test')
 _RELEASED_BASELINE = dict(batch_size=128, weight_decay=2e-4, first_epoch=1, report='val_selected', normalisation='released')
 
 PRESETS:dict[str, dict[str, dict]] = { # preset -> 'protocol' (all methods), '<method>' (its settings), '<method> protocol'
     'clean': {'bikd': dict(update_rule='count_then_test', accumulation='mean')},
     'paper': {},
     'released': {'protocol': _RELEASED_BASELINE, 'kd': dict(temperature=3.), 'bikd': _RELEASED_BIKD,
-                 'bikd protocol': dict(batch_size=100, weight_decay=5e-4, first_epoch=0, head_init='kaiming', teacher_mode='train', **_RELEASED)}}
+                 'bikd protocol': dict(batch_size=100, weight_decay=5e-4, first_epoch=0, head_init='kaiming', teacher_mode='train',
+                                       report='best_on_test')}} # on top of 'protocol'
 PRESETS['released-cifar10'] = PRESETS['released'] | {'bikd': _RELEASED_BIKD | dict(k=1, hidden=(64,), val_loss='mix')}
 
 def preset(name:str, # a key of `PRESETS`

@@ -11,7 +11,7 @@ import copy, importlib, inspect, re
 import torch
 from torch import Tensor, nn
 
-from .data import generator
+from .data import counted
 
 # %% ../nbs/01_models.ipynb #1961c040
 def _conv_bn(c_in:int, c_out:int, size:int, stride:int)->list[nn.Module]:
@@ -85,9 +85,7 @@ def create_model(name:str, # 'resnet8', 'resnet32x4', ..., or 'package.module:fa
     "A net by name (§4.1). `ValueError` for an unknown name or head."
     check_model(name)
     if seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, 'init', name).initial_seed())
-            return create_model(name, num_classes, in_channels, head_init)
+        with counted(seed, 'init', name): return create_model(name, num_classes, in_channels, head_init)
     if ':' not in name:
         depth, _, wide = name.removeprefix('resnet').partition('x')
         return CifarResNet(int(depth), (32, 64, 128, 256) if wide else (16, 16, 32, 64), num_classes, in_channels, head_init)

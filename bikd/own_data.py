@@ -82,6 +82,4 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
     m, protocol = preset(preset_name, method, {k: v for k, v in fields.items() if k not in settings}, settings)
     stats = None if mean is None else tuple(torch.as_tensor(t, dtype=torch.float32).reshape(-1) for t in (mean, std))
     _, progress = train(student, m, split, protocol, teacher=teacher, seed=seed, device=device, checkpoint=checkpoint, show=show, stats=stats)
-    weights = [{'epoch': e + 1, 'class': c} | {f'w_{t}': w for t, w in zip(m.terms, ws)}
-               for e, cs in enumerate(progress.class_weights) for c, ws in enumerate(cs)]
-    return Distilled(student.eval(), m, pd.DataFrame(progress.history), pd.DataFrame(weights), split)
+    return Distilled(student.eval(), m, pd.DataFrame(progress.history), pd.DataFrame(progress.weight_rows(m.terms)), split)

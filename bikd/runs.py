@@ -51,8 +51,9 @@ class RunConfig(BaseModel):
         source = get_source(self.dataset)
         long_tailed_counts(source.n_max, source.n_classes, self.rho)
         check_model(self.net)
-        object.__setattr__(self, 'settings', self.make_method().model_dump(mode='json')) # defaults spelled out: equal settings, equal ids
-        if self.make_method().needs_teacher != (self.teacher_run is not None):
+        method = self.make_method()
+        object.__setattr__(self, 'settings', method.model_dump(mode='json')) # defaults spelled out: equal settings, equal ids
+        if method.needs_teacher != (self.teacher_run is not None):
             raise ValueError(f"method {self.method!r} {'needs' if self.teacher_run is None else 'takes no'} teacher_run.")
         return self
 
@@ -186,9 +187,7 @@ class Run:
 
     def weight_net(self)->nn.Module:
         "f_φ at the end of training (BiKD)."
-        from bikd.weight_net import WeightNet
-        m = self.config.make_method()
-        return _load_into(WeightNet(m.hidden, m.inputs, m.outputs), self.folder/'weight_net.safetensors')
+        return _load_into(self.config.make_method().make_weight_net(), self.folder/'weight_net.safetensors')
 
 def _load_into(net:nn.Module, path:Path)->nn.Module:
     try: net.load_state_dict(load_file(path))
@@ -202,12 +201,13 @@ def _write_record(folder:Path, cfg:RunConfig, shop:Workshop, progress:Progress):
     "All files of a finished run, each whole or absent, `summary.json` last."
     text = lambda name, s: atomic_write(folder/name, lambda tmp: tmp.write_text(s))
     dump = lambda name, d: text(name, json.dumps(d, indent=1, allow_nan=False))
-    table = lambda name, df, **kw: text(name, df.to_csv(index=False, **kw))
+    table = lambda name, df: text(name, df.to_csv(index=False))
     method, split = shop.method, shop.split
     logits, labels = evaluate(shop.student, shop.test).cpu(), shop.test.labels.cpu()
     table('metrics.csv', pd.DataFrame(progress.history))
-    table('class_weights.csv', pd.DataFrame([dict(epoch=e + 1, **{'class': c}, n=n, **{f'w_{t}': w for t, w in zip(method.terms, ws)})
-                                             for e, cs in enumerate(progress.class_weights) for c, (n, ws) in enumerate(zip(split.n_per_class, cs))]))
+    weights = pd.DataFrame(progress.weight_rows(method.terms))
+    weights.insert(2, 'n', [split.n_per_class[c] for c in weights['class']])
+    table('class_weights.csv', weights)
     text('confusion.csv', pd.DataFrame(confusion_matrix(logits, labels).tolist()).to_csv())
     card = protocol_card(split)
     dump('split.json', card); dump('env.json', environment(shop.device))
@@ -406,9 +406,8 @@ def make_plan(p:Parameters)->Plan:
     mine = lambda m: {f: v for f, v in settings.items() if f in get_method(m).model_fields}
     for f in settings:
         if not any(f in mine(m) for m in methods): raise ValueError(f"{f}={settings[f]} would change nothing: none of the methods ({', '.join(methods)}) has it.")
-    configs = []
+    scaling, configs = preset(p.preset, 'ce')[1].normalisation, [] # a teacher sees pixels scaled as its students do
     for seed in dict.fromkeys(map(int, seeds)):
-        scaling = preset(p.preset, 'ce')[1].normalisation # a teacher sees pixels scaled as its students do
         teacher = make_config(p.dataset, p.rho, seed, 'teacher', p.teacher, protocol=given | dict(normalisation=scaling))
         if any(get_method(m).needs_teacher for m in methods) or 'teacher' in methods: configs.append(teacher)
         configs += [make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given, mine(m),

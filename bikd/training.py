@@ -16,7 +16,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import Batch, Gallery, PlainError, Split, endless_batches, epoch_batches, generator, pixel_stats
+from .data import Batch, Gallery, PlainError, Split, counted, endless_batches, epoch_batches, pixel_stats
 from .hypergradient import Noise, train_gradient, trainable, trial, weight_gradient
 from .methods import Method, Protocol, Setting, Step
 from .models import check_logits
@@ -118,7 +118,7 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
     method.begin_epoch(epoch, decays)
     val = shop.val_batches(epoch) if method.bilevel else None
     for i, batch in enumerate(shop.batches(epoch)):                                 # line 4
-        noise = Noise(shop.device)
+        noise = Noise(shop.device) if method.bilevel else None # before the forward pass that is to be replayed
         x, step = shop.step(shop.train, batch, student, epoch, method.needs_teacher)
         losses, val_loss = method.losses(step), None
         w = method.virtual_weights(losses.detach(), step)                           # line 6
@@ -228,6 +228,12 @@ class Progress:
     class_weights: list = field(default_factory=list) # per epoch: mean weights, C lists of K numbers
     seconds: float = 0. # spent so far, interruptions not counted
 
+    def weight_rows(self, terms:tuple[str, ...] # of the method
+                   )->list[dict]: # keys epoch, class, w_<term>
+        "`class_weights` as rows of a long table."
+        return [{'epoch': e + 1, 'class': c} | {f'w_{t}': w for t, w in zip(terms, ws)}
+                for e, classes in enumerate(self.class_weights) for c, ws in enumerate(classes)]
+
 def run_key(shop:Workshop # before its first epoch
            )->str: # SHA-256, hex
     "What a checkpoint must agree on to be resumed: method, protocol, seed, images, views, pixel scaling, the student's shapes, the teacher's weights."
@@ -288,21 +294,19 @@ def train(student:nn.Module, # trained in place
           label:str|None=None, # name of the progress bar
           show:bool=True, # progress or silence
           tensorboard=None, # a folder: scalars of every epoch go there
-         stats:tuple[Tensor, Tensor]|None=None # mean and std per channel; default: as the protocol says
+          stats:tuple[Tensor, Tensor]|None=None # mean and std per channel; default: as the protocol says
          )->tuple[Workshop, Progress]: # what it was trained in, and the history of all epochs; the student is now the last epoch's
     "Train a student by any method: Algorithm 1 with its outer loop. Errors: `set_up`, `load_checkpoint`, `NonFiniteLoss`."
     protocol = protocol or Protocol()
     shop = set_up(student, method, split, protocol, teacher, seed, device, stats)
-    key = run_key(shop)
+    key = run_key(shop) if checkpoint else ''
     progress = load_checkpoint(checkpoint, shop, key) if checkpoint and Path(checkpoint).exists() else Progress()
     log = _scalars(tensorboard)
     bar = Bar(label or method.name, protocol.epochs, len(progress.history), show)
     for epoch in range(len(progress.history), protocol.epochs):                 # line 3
         began = time.perf_counter()
-        with torch.random.fork_rng(devices=[shop.device] if shop.device.type == 'cuda' else []):
-            torch.manual_seed(generator(seed, 'noise', epoch).initial_seed())
-            tally = Tally(method, split.n_classes, shop.device)
-            train_epoch(shop, epoch, tally)
+        tally = Tally(method, split.n_classes, shop.device)
+        with counted(seed, 'noise', epoch, device=shop.device): train_epoch(shop, epoch, tally)
         row = dict(epoch=epoch + 1, lr=shop.optimizer.param_groups[0]['lr'], **tally.row())
         for name, gallery in (('val', shop.val), ('test', shop.test)):
             if not len(gallery): continue
