@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .losses import hard_loss, soft_loss
+from .tangent import Tape
 
 # %% ../nbs/04_hypergradient.ipynb #e4604651
 def trainable(student:nn.Module # any module
@@ -42,11 +43,13 @@ class Noise:
 def trial(student:nn.Module, # any module, in the mode it is in
           params:dict[str, Tensor], # θ or θ′; parameters left out keep their values
           x:Tensor, # inputs `(B, ...)`
-          noise:Noise|None=None # random state to replay
+          noise:Noise|None=None, # random state to replay
+          tape:Tape|None=None # for a forward-mode pass: what the student recorded at the same parameters, inputs and noise
          )->Tensor: # logits `(B, C)`
     "The student's output at `params`, leaving its parameters and buffers as they are."
     state = {**params, **{n: b.clone() for n, b in student.named_buffers()}}
-    with noise() if noise else nullcontext(), sdpa_kernel(SDPBackend.MATH): return functional_call(student, state, (x,))
+    with noise() if noise else nullcontext(), tape.push() if tape else nullcontext(), sdpa_kernel(SDPBackend.MATH):
+        return functional_call(student, state, (x,))
 
 # %% ../nbs/04_hypergradient.ipynb #1a5c36fe
 def jvp(losses:Callable, # θ -> `(B, K)`
@@ -79,11 +82,11 @@ ESTIMATORS = ('jvp', 'double_backward', 'finite_difference')
 def train_gradient(losses:Tensor, # `(B, K)`, with a graph
                    w:Tensor, # weights `(B, K)`; detached here unless `create_graph`
                    params, # what to differentiate for: tensors of the graph
-                   retain_graph:bool=False, create_graph:bool=False
+                   create_graph:bool=False
                   )->tuple[Tensor, ...]: # one per parameter
     "∇θ of Eq. 1: the mean over samples of the weighted sum of losses."
     loss = ((w if create_graph else w.detach())*losses).sum(1).mean()
-    return torch.autograd.grad(loss, tuple(params), retain_graph=retain_graph, create_graph=create_graph, materialize_grads=True)
+    return torch.autograd.grad(loss, tuple(params), create_graph=create_graph, materialize_grads=True)
 
 def weight_gradient(losses:Callable, # θ -> per-sample training losses `(B, K)`
                     val_loss:Callable, # θ -> validation loss, a scalar
@@ -129,9 +132,10 @@ def hypergradient(student:nn.Module, # θ, in train mode for BatchNorm as in tra
     The student's parameters, buffers and gradients are left untouched. `ValueError` for an unknown estimator or a student without parameters."""
     noise = Noise(x.device)
     both = lambda logits: torch.stack([hard_loss(logits, y), soft_loss(logits, teacher_logits, temperature)], 1)
-    losses = lambda params: both(trial(student, params, x, noise))
     theta = {n: p.requires_grad_() for n, p in trainable(student).items()}
-    now = losses(theta)
+    tape = Tape() if estimator == 'jvp' else None
+    losses = lambda params: both(trial(student, params, x, noise, tape))
+    with tape or nullcontext(): now = both(trial(student, theta, x, noise))
     w = weight_net(torch.stack([hard_loss(teacher_logits, y), now[:, 0]], 1).detach())
     g_w, _ = weight_gradient(losses, lambda params: hard_loss(trial(student, params, x_val), y_val).mean(), theta, w, lr,
                              estimator, grads=train_gradient(now, w, theta.values()))

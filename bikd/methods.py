@@ -63,10 +63,6 @@ class Method(BaseModel):
         "Bilevel methods: use ∂L_val/∂w `(B, K)`. True: `weights` must be asked again."
         raise NotImplementedError
     @property
-    def will_move(self)->bool:
-        "Bilevel methods: what `learn` is about to return. The batch's graph is kept for a second gradient only if this is true."
-        return False
-    @property
     def val_needs_teacher(self)->bool: "Whether `val_losses` looks at teacher logits."; return False
     def state(self)->dict[str, Any]: "Tensors and plain values for a checkpoint."; return {}
     def load_state(self, state:dict[str, Any])->None: "Takes back what `state` gave."
@@ -155,9 +151,6 @@ class PhiLearner:
         for group in self.optimizer.param_groups: group['lr'] = self.s.phi_lr*self.s.phi_decay**decays
         if self.s.phi_clock == 'epoch': self.phi_t = copy.deepcopy(self.phi)
 
-    @property
-    def will_move(self)->bool: "What `learn` is about to return."; return copy.copy(self.clock).tick() or self.phi_t is not self.phi
-
     def learn(self, w:Tensor, g_w:Tensor)->bool:
         "Add `g_w`·∂w/∂φ to ∇φ; move φ if it is time. True: the real step's weights differ from the virtual one's."
         hyper = torch.autograd.grad(w, tuple(self.phi_t.parameters()), g_w)
@@ -196,8 +189,6 @@ class BiKD(BiKDSettings):
         return self.losses(step).sum(1).mean() if self.val_loss == 'mix' else hard_loss(step.logits, step.labels).mean()
 
     def learn(self, w, g_w): return self._learner.learn(w, g_w)                                 # lines 11-16
-    @property
-    def will_move(self): return self._learner.will_move
     @property
     def val_needs_teacher(self): return self.val_loss == 'mix'
 

@@ -65,7 +65,7 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
             preset_name:str='clean', # a key of `bikd.methods.PRESETS`
             mean=None, std=None, # per channel, of pixels in [0, 1]; default: those of the training images
             pad:int=4, flip:bool=True, # augmentation: random crops after padding, mirror images
-            seed:int=0, device='cpu', checkpoint=None, show:bool=True, # see `bikd.training.train`
+            seed:int=0, device='cpu', checkpoint=None, memo=None, compile:bool|None=None, show:bool=True, # see `bikd.training.train`
             **fields # of the method (`k=1`) and of the protocol (`epochs=60`)
            )->Distilled:
     "Distil a teacher into a student on imbalanced images. `ValueError` for what does not fit together."
@@ -81,5 +81,5 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
     settings = {k: v for k, v in fields.items() if k in type(preset(preset_name, method)[0]).model_fields}
     m, protocol = preset(preset_name, method, {k: v for k, v in fields.items() if k not in settings}, settings)
     stats = None if mean is None else tuple(torch.as_tensor(t, dtype=torch.float32).reshape(-1) for t in (mean, std))
-    _, progress = train(student, m, split, protocol, teacher=teacher, seed=seed, device=device, checkpoint=checkpoint, show=show, stats=stats)
+    _, progress = train(student, m, split, protocol, teacher=teacher, seed=seed, device=device, checkpoint=checkpoint, memo=memo, compile=compile, show=show, stats=stats)
     return Distilled(student.eval(), m, pd.DataFrame(progress.history), pd.DataFrame(progress.weight_rows(m.terms)), split)

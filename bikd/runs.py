@@ -217,7 +217,8 @@ def _write_record(folder:Path, cfg:RunConfig, shop:Workshop, progress:Progress):
         tensors('weight_net.safetensors', method.weight_net.state_dict()); tensors('samples.safetensors', sample_weights(shop))
     summary = dict(run_id=cfg.run_id, dataset=cfg.dataset, rho=cfg.rho, method=cfg.method, seed=cfg.seed, preset=cfg.preset, net=cfg.net, teacher_run=cfg.teacher_run,
                    n_per_class=split.n_per_class, split_hash=card['split_hash'], **summarise(progress.history, logits, labels, split.n_per_class),
-                   epochs=cfg.protocol.epochs, train_time_s=round(progress.seconds, 2), device=str(shop.device))
+                   epochs=cfg.protocol.epochs, train_time_s=round(progress.seconds, 2), teacher_time_s=round(progress.teacher_seconds, 2),
+                   teacher_answers_computed=progress.teacher_computed, compiled=shop.push is not None, device=str(shop.device))
     dump('summary.json', summary)
 
 def sample_weights(shop:Workshop)->dict[str, Tensor]:
@@ -268,7 +269,9 @@ def run(cfg:RunConfig, # what to run
         device='cpu',
         split:Split|None=None, # drawn from the config unless given
         show:bool=True, # progress
-        tensorboard:bool=False # scalars into the run's folder
+        tensorboard:bool=False, # scalars into the run's folder
+        memo_gib:float=2., # the largest memo of its teacher to keep, beside the teacher's weights; 0: none
+        compile:bool|None=None # the forward-mode pass, see `bikd.training.set_up`
        )->Run:
     "The finished run of this config: loaded if there is one, else trained, resuming from its last epoch if it was interrupted."
     folder = Path(runs_dir)/cfg.run_id
@@ -288,7 +291,8 @@ def run(cfg:RunConfig, # what to run
         student = create_model(cfg.net, split.n_classes, split.train.pixels.shape[1], cfg.protocol.head_init, seed=cfg.seed)
         method, checkpoint = cfg.make_method(), folder/'checkpoint.pt'
         shop, progress = train(student, method, split, cfg.protocol, teacher=teacher, seed=cfg.seed, device=device, checkpoint=checkpoint,
-                               label=f'{cfg.method} {cfg.dataset} rho={cfg.rho:g} seed={cfg.seed}', show=show, tensorboard=folder/'tensorboard' if tensorboard else None)
+                               label=f'{cfg.method} {cfg.dataset} rho={cfg.rho:g} seed={cfg.seed}', show=show, tensorboard=folder/'tensorboard' if tensorboard else None,
+                               memo=Path(runs_dir)/cfg.teacher_run/'memo' if teacher and memo_gib else None, memo_gib=memo_gib, compile=compile)
         _write_record(folder, cfg, shop, progress)
         checkpoint.unlink(missing_ok=True)
     return Run(folder, fresh=True)
@@ -332,6 +336,8 @@ class Parameters(BaseModel):
     device: str = 'cpu'
     data_dir: str|None = None
     runs_dir: str|None = None
+    memo_gib: float = Field(2., ge=0)
+    compile: bool|None = None
     tensorboard: bool = False
 
 class ParameterError(PlainError, ValueError):

@@ -8,6 +8,7 @@ __all__ = ['Teacher', 'Workshop', 'set_up', 'train_epoch', 'NonFiniteLoss', 'che
 
 # %% ../nbs/06_training.ipynb #7080d36d
 import copy, hashlib, math, os, sys, time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -18,8 +19,10 @@ from tqdm import tqdm
 
 from .data import Batch, Gallery, PlainError, Split, counted, endless_batches, epoch_batches, pixel_stats
 from .hypergradient import Noise, train_gradient, trainable, trial, weight_gradient
+from .memo import Memo, fingerprint
 from .methods import Method, Protocol, Setting, Step
-from .models import check_logits
+from .models import check_logits, count_macs
+from .tangent import CompiledPush, Tape, compile_push, is_dual, worth_compiling
 
 # %% ../nbs/06_training.ipynb #2d3476f7
 class Teacher(nn.Module):
@@ -51,6 +54,9 @@ class Workshop:
     val: Gallery
     test: Gallery
     optimizer: torch.optim.SGD
+    memos: dict[str, Memo] = field(default_factory=dict) # the teacher's answers on 'train' and 'val' images
+    compile: bool = False # whether the forward-mode pass is to be compiled, on the first batch
+    push: CompiledPush|None = None # and here it is
 
     def batches(self, epoch:int):
         "The epoch's training batches."
@@ -63,11 +69,23 @@ class Workshop:
     def _stream(self, kind, gallery, epoch, purpose, augment):
         return kind(len(gallery), self.protocol.batch_size, self.split.views, self.seed, epoch, purpose, augment, self.device)
 
-    def step(self, gallery:Gallery, batch:Batch, forward:Callable, epoch:int, ask_teacher:bool
+    def ask_teacher(self, part:str, # 'train' or 'val'
+                    batches:list[Batch])->list[Tensor]: # logits of each
+        "What the teacher says about these batches. A teacher in training mode sees them as they are; any other answers image by image."
+        if self.teacher.mode == 'train': return [self.teacher(getattr(self, part)(*b)) for b in batches]
+        return self.memos[part](*map(torch.cat, zip(*batches))).split([len(b.ids) for b in batches])
+
+    def step(self, gallery:Gallery, batch:Batch, forward:Callable, epoch:int, teacher_logits:Tensor|None
             )->tuple[Tensor, Step]: # inputs, and the batch as methods see it
-        "Show a batch to the student (and the teacher)."
+        "Show a batch to the student."
         x = gallery(*batch)
-        return x, Step(forward(x), gallery.labels[batch.ids], self.teacher(x) if ask_teacher else None, batch.ids, epoch)
+        return x, Step(forward(x), gallery.labels[batch.ids], teacher_logits, batch.ids, epoch)
+
+    def replay(self, theta:dict[str, Tensor], # θ, possibly with tangents
+               x:Tensor, noise:Noise, tape:Tape|None)->Tensor:
+        "The student's forward pass once more, leaving no trace: compiled if it pushes tangents and that was asked for."
+        if self.push and x.shape == self.push.shape and is_dual(theta): return self.push(theta, x, tape)
+        return trial(self.student, theta, x, noise, tape)
 
     def drift(self)->tuple[Tensor, ...]:
         "What momentum and weight decay would add to the next step's gradient."
@@ -86,7 +104,10 @@ def set_up(student:nn.Module, # trained in place
            teacher:nn.Module|None=None, # a trained net, or a `Teacher`
            seed:int=0, # order, views, φ's initial weights
            device='cpu',
-           stats:tuple[Tensor, Tensor]|None=None # mean and std per channel; default: `pixel_stats`
+           stats:tuple[Tensor, Tensor]|None=None, # mean and std per channel; default: `pixel_stats`
+           memo=None, # a folder that keeps the teacher's answers; None: they are computed anew each epoch
+           memo_gib:float=2., # the largest memo to keep
+           compile:bool|None=None # the forward-mode pass; None: if the run is long enough to repay it
           )->Workshop:
     "Check that the parts fit together, and lay them out on the device. `ValueError` where they do not."
     trainable(student)
@@ -104,6 +125,12 @@ def set_up(student:nn.Module, # trained in place
     shop = Workshop(student, method, protocol, split, seed, device, teacher, train, val, test, sgd)
     for who, net in (('student', student), ('teacher', None if teacher is None else teacher.net)):
         if net is not None: check_logits(net, next(train.plain(1))[0], split.n_classes, who)
+    if method.needs_teacher and teacher.mode == 'eval':
+        shop.memos = {'train': Memo(teacher, train, split.n_classes, memo, memo_gib)}
+        if method.bilevel and method.val_needs_teacher: shop.memos['val'] = Memo(teacher, val, split.n_classes, memo, memo_gib)
+    if method.bilevel and method.estimator == 'jvp':
+        shop.compile = compile if compile is not None else device.type == 'cpu' and worth_compiling(
+            count_macs(student, tuple(next(train.plain(1))[0].shape[1:])), len(train)*protocol.epochs)
     method.begin(Setting(tuple(split.n_per_class), seed, device, dtype))
     return shop
 
@@ -116,26 +143,29 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
     student, method, p = shop.student.train(), shop.method, shop.protocol
     decays = p.decays(epoch); lr = shop.optimizer.param_groups[0]['lr'] = p.lr*p.lr_decay**decays
     method.begin_epoch(epoch, decays)
-    val = shop.val_batches(epoch) if method.bilevel else None
-    for i, batch in enumerate(shop.batches(epoch)):                                 # line 4
+    batches, val = shop.batches(epoch), shop.val_batches(epoch) if method.bilevel else None
+    told = shop.ask_teacher('train', batches) if method.needs_teacher else [None]*len(batches)
+    for i, (batch, teacher_logits) in enumerate(zip(batches, told)):                # line 4
         noise = Noise(shop.device) if method.bilevel else None # before the forward pass that is to be replayed
-        x, step = shop.step(shop.train, batch, student, epoch, method.needs_teacher)
+        tape = Tape() if method.bilevel and method.estimator == 'jvp' else None
+        with tape or nullcontext(): x, step = shop.step(shop.train, batch, student, epoch, teacher_logits)
         losses, val_loss = method.losses(step), None
         w = method.virtual_weights(losses.detach(), step)                           # line 6
-        grads = train_gradient(losses, w, shop.params, method.will_move)            # line 7
+        grads = train_gradient(losses, w, shop.params)                              # line 7
         if method.bilevel:
-            val_batch = next(val)                                                   # line 9
-            def at(theta): return method.losses(step._replace(logits=trial(student, theta, x, noise)))
+            theta, val_batch = trainable(student), next(val)                        # line 9
+            if shop.compile: shop.push, shop.compile = compile_push(student, theta, x, tape), False
+            def at(theta): return method.losses(step._replace(logits=shop.replay(theta, x, noise, tape)))
             def judge(theta):
-                forward = lambda x: trial(student, theta, x)
-                return method.val_losses(shop.step(shop.val, val_batch, forward, epoch, method.val_needs_teacher)[1])
+                told = shop.ask_teacher('val', [val_batch])[0] if method.val_needs_teacher else None
+                return method.val_losses(shop.step(shop.val, val_batch, lambda x: trial(student, theta, x), epoch, told)[1])
             drift = shop.drift() if method.virtual_step == 'optimizer' else None
             with torch.random.fork_rng(devices=noise.devices): # the student's own dropout masks are not moved by this
-                g_w, val_loss = weight_gradient(at, judge, trainable(student), w, lr, # lines 8, 10
-                                                method.estimator, grads, drift)
+                g_w, val_loss = weight_gradient(at, judge, theta, w, lr, method.estimator, grads, drift) # lines 8, 10
             if method.learn(w, g_w):                                                # lines 11-16
                 w = method.weights(losses.detach(), step)                           # line 17
-                grads = train_gradient(losses, w, shop.params)
+                theta = {n: p.requires_grad_() for n, p in theta.items()}
+                grads = train_gradient(at(theta), w, theta.values())
         check_finite(epoch, i, step, method.terms, losses, val_loss)
         for q, g in zip(shop.params, grads): q.grad = g
         shop.optimizer.step()                                                       # line 18
@@ -227,6 +257,8 @@ class Progress:
     history: list[dict] = field(default_factory=list) # a row per epoch
     class_weights: list = field(default_factory=list) # per epoch: mean weights, C lists of K numbers
     seconds: float = 0. # spent so far, interruptions not counted
+    teacher_seconds: float = 0. # of these, for the teacher's answers
+    teacher_computed: int = 0 # answers that were not in the memo
 
     def weight_rows(self, terms:tuple[str, ...] # of the method
                    )->list[dict]: # keys epoch, class, w_<term>
@@ -241,7 +273,7 @@ def run_key(shop:Workshop # before its first epoch
     h = hashlib.sha256(repr((m.name, m.model_dump_json(), shop.protocol.model_dump_json(), shop.seed, s.hash, s.views,
                              [(n, tuple(t.shape), t.dtype) for n, t in shop.student.state_dict().items()])).encode())
     teacher = {} if shop.teacher is None else shop.teacher.state_dict()
-    for t in (shop.train.mean, shop.train.std, *teacher.values()): h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    h.update(fingerprint((shop.train.mean, shop.train.std, *teacher.values())).encode())
     return h.hexdigest()
 
 def save_checkpoint(path, # where; written whole or not at all
@@ -294,13 +326,17 @@ def train(student:nn.Module, # trained in place
           label:str|None=None, # name of the progress bar
           show:bool=True, # progress or silence
           tensorboard=None, # a folder: scalars of every epoch go there
-          stats:tuple[Tensor, Tensor]|None=None # mean and std per channel; default: as the protocol says
+          stats:tuple[Tensor, Tensor]|None=None, # mean and std per channel; default: as the protocol says
+          memo=None, # a folder for the teacher's answers, shared by all its students; None: none are kept
+          memo_gib:float=2., # the largest memo to keep
+          compile:bool|None=None # the forward-mode pass; None: if the run is long enough to repay it
          )->tuple[Workshop, Progress]: # what it was trained in, and the history of all epochs; the student is now the last epoch's
     "Train a student by any method: Algorithm 1 with its outer loop. Errors: `set_up`, `load_checkpoint`, `NonFiniteLoss`."
     protocol = protocol or Protocol()
-    shop = set_up(student, method, split, protocol, teacher, seed, device, stats)
+    shop = set_up(student, method, split, protocol, teacher, seed, device, stats, memo, memo_gib, compile)
     key = run_key(shop) if checkpoint else ''
     progress = load_checkpoint(checkpoint, shop, key) if checkpoint and Path(checkpoint).exists() else Progress()
+    spent = progress.teacher_seconds, progress.teacher_computed
     log = _scalars(tensorboard)
     bar = Bar(label or method.name, protocol.epochs, len(progress.history), show)
     for epoch in range(len(progress.history), protocol.epochs):                 # line 3
@@ -316,6 +352,8 @@ def train(student:nn.Module, # trained in place
                 raise NonFiniteLoss(f"after epoch {epoch}: the {name} cross-entropy is {row[f'{name}_ce']}; the student has diverged. Lower the learning rate.")
         progress.history.append(row); progress.class_weights.append(tally.by_class.tolist())
         progress.seconds += time.perf_counter() - began
+        progress.teacher_seconds, progress.teacher_computed = (before + sum(getattr(m, what) for m in shop.memos.values())
+                                                               for before, what in zip(spent, ('seconds', 'computed')))
         if checkpoint: save_checkpoint(checkpoint, shop, progress, key)
         log(row)
         bar.step('  '.join([f"loss {row['train_loss']:.3f}"] + [f"{k.removesuffix('_acc_pct')} {v:5.1f} %" for k, v in row.items() if k in ('val_acc_pct', 'test_acc_pct')]))
