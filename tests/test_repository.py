@@ -15,6 +15,7 @@ def test_settings_and_pyproject_name_the_same_dependencies(root, settings):
     assert sorted(settings['requirements'].split()) == sorted(project['dependencies'])
     extras = project['optional-dependencies']
     assert sorted(settings['notebooks_requirements'].split()) == sorted(extras['notebooks'])
+    assert sorted(settings['bench_requirements'].split()) == sorted(extras['bench'])
     assert sorted(settings['dev_requirements'].split()) == sorted(d for d in extras['dev'] if not d.startswith('bikd['))
     assert settings['min_python'] in project['requires-python']
 
