@@ -25,18 +25,23 @@ class Tape(TorchFunctionMode):
         if f in BILINEAR: self.calls.append((f, kept := out.detach(), kept._version))
         return out
 
-    def push(self)->'Push': "The rules of this page, as a context."; return Push(self.calls)
+    def push(self)->'Push': "The rules of this page, as a context."; return Push(self.known)
+
+    @property
+    def known(self)->list[tuple]:
+        "What can be read: (function, result) of each call, None for a result that was overwritten."
+        return [(f, out if out._version == version else None) for f, out, version in self.calls]
 
 # %% ../nbs/03a_tangent.ipynb #f6de7843
 class Push(TorchFunctionMode):
     "Forward-mode rules for bilinear layers and BatchNorm; all else is PyTorch's."
-    def __init__(self, calls=()): super().__init__(); self.calls = iter(calls)
+    def __init__(self, known=()): super().__init__(); self.known = iter(known)
 
     def __torch_function__(self, f, types, args=(), kwargs=None):
         rule = _bilinear if f in BILINEAR else _batch_norm if f is F.batch_norm else None
         if rule is None: return f(*args, **kwargs or {})
-        g, out, version = next(self.calls, (None, None, None)) if rule is _bilinear else (None, None, None)
-        dual = rule(f, out if g is f and out._version == version else None, *args, **kwargs or {})
+        g, out = next(self.known, (None, None)) if rule is _bilinear else (None, None)
+        dual = rule(f, out if g is f else None, *args, **kwargs or {})
         if dual is None: return f(*args, **kwargs or {})
         return dual[0] if dual[1] is None else fwAD.make_dual(*dual)
 
@@ -89,9 +94,10 @@ class CompiledPush:
                  tape:Tape): # what `student(x)` recorded
         from torch.fx.experimental.proxy_tensor import make_fx # slow to import, seldom needed
         self.student, self.names, self.shape = student, tuple(theta), x.shape
-        def push(primals, tangents, rest, x, known):
-            calls = [(f, out, out._version) for (f, *_), out in zip(tape.calls, known)]
-            with torch.no_grad(), fwAD.dual_level(), Push(calls):
+        calls = [(f, out is not None) for f, out in tape.known] # the same in every batch
+        def push(primals, tangents, rest, x, outs):
+            outs = iter(outs)
+            with torch.no_grad(), fwAD.dual_level(), Push([(f, next(outs) if there else None) for f, there in calls]):
                 moving = {n: fwAD.make_dual(p, t) for n, p, t in zip(self.names, primals, tangents)}
                 return tuple(fwAD.unpack_dual(functional_call(student, {n: t.clone() for n, t in rest.items()} | moving, (x,))))
         example = self._arguments(theta, {n: p.clone() for n, p in theta.items()}, x, tape) # clones: a tensor given twice is traced as one
@@ -106,7 +112,7 @@ class CompiledPush:
 
     def _arguments(self, primals, tangents, x, tape):
         rest = {n: t.detach() for n, t in (*self.student.named_parameters(), *self.student.named_buffers()) if n not in self.names}
-        return [primals[n] for n in self.names], [tangents[n] for n in self.names], rest, x, [out for _, out, _ in tape.calls]
+        return [primals[n] for n in self.names], [tangents[n] for n in self.names], rest, x, [out for _, out in tape.known if out is not None]
 
     def __call__(self, duals:dict[str, Tensor], # parameters with tangents
                  x:Tensor, tape:Tape)->Tensor: # logits with tangent `(B, C)`

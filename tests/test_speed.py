@@ -13,6 +13,14 @@ from bikd.runs import make_config, run
 from bikd.training import train
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Small nets are fastest so, also where other work is running; and a memo is for one number of threads."
+    threads = torch.get_num_threads(); torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def toy_memo(folder=None, **kw):
     torch.manual_seed(0)
     net, split = create_model('resnet8', 3, 1).eval(), toy_split(60)
@@ -27,7 +35,6 @@ def everything(memo):
 def test_students_from_a_memo_and_from_a_live_teacher_leave_equal_records(tmp_path):
     "The real thing: mnist5k's nets, run() as papermill calls it. KD fills the memo, BiKD reads it."
     from test_runs import record
-    threads = torch.get_num_threads(); torch.set_num_threads(1) # fastest for such small nets, and for a machine that is busy
     few = dict(epochs=2)
     teacher = make_config('mnist5k', 100, 0, 'teacher', 'resnet14', protocol=few)
     kd, bikd = (make_config('mnist5k', 100, 0, m, protocol=few, teacher_run=teacher.run_id) for m in ('kd', 'bikd'))
@@ -51,16 +58,13 @@ def test_a_process_killed_while_it_fills_the_memo_leaves_no_wrong_answer(tmp_pat
         while True:
             memo.table.map[:] = 0
             for part in torch.randperm(len(memo.gallery)*n).split(20): memo(part//n, part % n)""")
-    threads = torch.get_num_threads(); torch.set_num_threads(1) # the file is for one thread
-    try:
-        expected = everything(toy_memo())
-        for wait in (.05, .11, .23):
-            p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
-            assert p.stdout.readline() == 'filling\n'
-            time.sleep(wait); p.send_signal(signal.SIGKILL); p.wait()
-            memo = toy_memo(tmp_path)
-            assert torch.equal(everything(memo), expected) and memo.table is not None
-    finally: torch.set_num_threads(threads)
+    expected = everything(toy_memo())
+    for wait in (.05, .11, .23):
+        p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+        assert p.stdout.readline() == 'filling\n'
+        time.sleep(wait); p.send_signal(signal.SIGKILL); p.wait()
+        memo = toy_memo(tmp_path)
+        assert torch.equal(everything(memo), expected) and memo.table is not None
 
 
 def test_a_full_disk_costs_the_memo_and_nothing_else(tmp_path, monkeypatch):
