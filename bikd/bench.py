@@ -53,6 +53,8 @@ STEP_PARTS = { # a step of `paired` -> part: (what was measured, how often it ha
     'KD': {'input': ('input', 1), 'forward': ('forward', 1), 'backward': ('backward', 1)}}
 STEP_PARTS['BiKD'] = STEP_PARTS['KD'] | {'input': ('input', 2), 'validation': ('validation', 1), 'tangent': ('tangent', 1), 'φ moves': ('φ moves', 1/5)}
 STEP_PARTS['BiKD, compiled'] = STEP_PARTS['BiKD'] | {'tangent': ('tangent, compiled', 1)}
+STEP_PARTS['BiKD, bfloat16, compiled'] = STEP_PARTS['BiKD'] | {'validation': ('validation, bfloat16', 1), 'tangent': ('tangent, bfloat16, compiled', 1)}
+STEP_PARTS['BiKD, bfloat16'] = STEP_PARTS['BiKD, bfloat16, compiled'] | {'tangent': ('tangent, bfloat16', 1)}
 FLOOR = {'forward': 'forward', 'backward': 'backward', 'validation': 'validation', 'tangent': 'tangent, convolutions only'}
 
 def shares(steps:pd.DataFrame, # whole steps, as `paired` gives

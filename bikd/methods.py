@@ -111,7 +111,7 @@ class BiKDSettings(Distillation):
     phi_decay: float = Field(1., gt=0, le=1) # φ's learning rate is multiplied by this at each decay of the student's
     phi_clock: Literal['batch', 'epoch'] = 'batch' # what the index t of φ^(t) counts
     virtual_step: Literal['plain', 'optimizer'] = 'plain' # 'optimizer': with momentum and weight decay, as the real step
-    estimator: Literal['jvp', 'double_backward', 'finite_difference'] = 'jvp'
+    estimator: Literal['jvp', 'jvp_bf16', 'double_backward', 'finite_difference'] = 'jvp' # of the hypergradient
 
     def make_weight_net(self)->WeightNet: "A fresh f_φ of these settings."; return WeightNet(self.hidden, self.inputs, self.outputs)
 
@@ -229,7 +229,7 @@ class Protocol(BaseModel):
     augment_val: bool = True # and on the validation images that teach φ
     normalisation: Literal['train', 'released'] = 'train' # see `bikd.data.pixel_stats`
     head_init: Literal['default', 'kaiming'] = 'default' # see `bikd.models.CifarResNet`
-    teacher_mode: Literal['eval', 'train'] = 'eval' # 'train': the teacher's BatchNorm uses batch statistics
+    teacher_mode: Literal['eval', 'eval_bf16', 'train'] = 'eval' # 'eval_bf16': under autocast; 'train': BatchNorm uses batch statistics
     report: Literal['last', 'val_selected', 'best_on_test'] = 'last' # the accuracy a headline quotes; all three are stored
 
     def decays(self, epoch:int # counted from 0

@@ -333,6 +333,8 @@ class Parameters(BaseModel):
     lr: float|None = Field(None, gt=0)
     temperature: float|None = Field(None, gt=0)
     k: int|None = Field(None, ge=1)
+    estimator: str|None = None
+    teacher_mode: str|None = None
     device: str = 'cpu'
     data_dir: str|None = None
     runs_dir: str|None = None
@@ -408,16 +410,20 @@ def make_plan(p:Parameters)->Plan:
     if runs_dir.exists() and not runs_dir.is_dir(): raise ValueError(f"runs_dir={p.runs_dir!r} is a file; name a folder, which is made if missing.")
     if p.tensorboard and not find_spec('tensorboard'): raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard.")
     given = {f: v for f in ('epochs', 'batch_size', 'lr') if (v := getattr(p, f)) is not None}
-    settings = {f: v for f in ('k', 'temperature') if (v := getattr(p, f)) is not None}
+    settings = {f: v for f in ('k', 'temperature', 'estimator') if (v := getattr(p, f)) is not None}
     mine = lambda m: {f: v for f, v in settings.items() if f in get_method(m).model_fields}
     for f in settings:
         if not any(f in mine(m) for m in methods): raise ValueError(f"{f}={settings[f]} would change nothing: none of the methods ({', '.join(methods)}) has it.")
+    distilled = {} if p.teacher_mode is None else dict(teacher_mode=p.teacher_mode) # of students that have a teacher
+    if distilled and not any(get_method(m).needs_teacher for m in methods): raise ValueError(f"teacher_mode={p.teacher_mode!r} would change nothing: none of the methods ({', '.join(methods)}) has a teacher.")
     scaling, configs = preset(p.preset, 'ce')[1].normalisation, [] # a teacher sees pixels scaled as its students do
     for seed in dict.fromkeys(map(int, seeds)):
         teacher = make_config(p.dataset, p.rho, seed, 'teacher', p.teacher, protocol=given | dict(normalisation=scaling))
         if any(get_method(m).needs_teacher for m in methods) or 'teacher' in methods: configs.append(teacher)
-        configs += [make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given, mine(m),
-                                teacher.run_id if get_method(m).needs_teacher else None) for m in methods if m != 'teacher']
+        for m in methods:
+            if m == 'teacher': continue
+            told = get_method(m).needs_teacher
+            configs.append(make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given | (distilled if told else {}), mine(m), teacher.run_id if told else None))
     for name, head in dict.fromkeys((c.net, c.protocol.head_init) for c in configs): _try_net(name, head, get_source(p.dataset))
     return Plan(p, configs, runs_dir, pick_device(p.device))
 

@@ -18,14 +18,14 @@ BILINEAR = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear)
 
 class Tape(TorchFunctionMode):
     "`with tape:` records what convolutions and linear layers return; `with tape.push():` pushes tangents, at the same parameters and inputs."
-    def __init__(self): super().__init__(); self.calls = []
+    def __init__(self, low:torch.dtype|None=None): super().__init__(); self.calls, self.low = [], low # dtype of the tangents' products
 
     def __torch_function__(self, f, types, args=(), kwargs=None):
         out = f(*args, **kwargs or {})
         if f in BILINEAR: self.calls.append((f, kept := out.detach(), kept._version))
         return out
 
-    def push(self)->'Push': "The rules of this page, as a context."; return Push(self.known)
+    def push(self)->'Push': "The rules of this page, as a context."; return Push(self.known, self.low)
 
     @property
     def known(self)->list[tuple]:
@@ -35,13 +35,13 @@ class Tape(TorchFunctionMode):
 # %% ../nbs/03a_tangent.ipynb #f6de7843
 class Push(TorchFunctionMode):
     "Forward-mode rules for bilinear layers and BatchNorm; all else is PyTorch's."
-    def __init__(self, known=()): super().__init__(); self.known = iter(known)
+    def __init__(self, known=(), low:torch.dtype|None=None): super().__init__(); self.known, self.low = iter(known), low
 
     def __torch_function__(self, f, types, args=(), kwargs=None):
         rule = _bilinear if f in BILINEAR else _batch_norm if f is F.batch_norm else None
         if rule is None: return f(*args, **kwargs or {})
         g, out = next(self.known, (None, None)) if rule is _bilinear else (None, None)
-        dual = rule(f, out if g is f else None, *args, **kwargs or {})
+        dual = rule(f, out if g is f else None, self.low, *args, **kwargs or {})
         if dual is None: return f(*args, **kwargs or {})
         return dual[0] if dual[1] is None else fwAD.make_dual(*dual)
 
@@ -50,14 +50,17 @@ def is_dual(theta:dict[str, Tensor])->bool: "Whether any of these tensors has a 
 def _split(t:Tensor|None)->tuple: # (primal, tangent), None where there is none
     return (None, None) if t is None else tuple(fwAD.unpack_dual(t))
 
-def _bilinear(f, known, x, weight, bias=None, *args, **kwargs):
+def _lowered(f, low): return f if low is None else lambda x, w, b, *args, **kwargs: f(*(t if t is None else t.to(low) for t in (x, w, b)), *args, **kwargs).to(x.dtype)
+
+def _bilinear(f, known, low, x, weight, bias=None, *args, **kwargs):
     (x, dx), (w, dw), (b, db) = map(_split, (x, weight, bias))
     if dw is None: return None if known is None or dx is not None or db is not None else (_backward_only(f, known, x, w, b, *args, **kwargs), None)
-    tangent = f(x, dw, db, *args, **kwargs)                                              # Ẇ * x
-    if dx is not None: tangent += f(dx, w, None, *args, **kwargs)                        # W * ẋ
+    product = _lowered(f, low)
+    tangent = product(x, dw, db, *args, **kwargs)                                        # Ẇ * x
+    if dx is not None: tangent += product(dx, w, None, *args, **kwargs)                  # W * ẋ
     return f(x, w, b, *args, **kwargs) if known is None else known, tangent
 
-def _batch_norm(f, known, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
+def _batch_norm(f, known, low, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
     (x, dx), (g, dg), (b, db) = map(_split, (x, weight, bias))
     if not training or dx is None or any(t is not None and t.dtype != x.dtype for t in (g, b)): return None
     z, mean, scale = torch.native_batch_norm(x, g, b, None, None, True, 0., eps)         # scale = 1/σ
@@ -94,10 +97,10 @@ class CompiledPush:
                  tape:Tape): # what `student(x)` recorded
         from torch.fx.experimental.proxy_tensor import make_fx # slow to import, seldom needed
         self.student, self.names, self.shape = student, tuple(theta), x.shape
-        calls = [(f, out is not None) for f, out in tape.known] # the same in every batch
+        calls, low = [(f, out is not None) for f, out in tape.known], tape.low # the same in every batch
         def push(primals, tangents, rest, x, outs):
             outs = iter(outs)
-            with torch.no_grad(), fwAD.dual_level(), Push([(f, next(outs) if there else None) for f, there in calls]):
+            with torch.no_grad(), fwAD.dual_level(), Push([(f, next(outs) if there else None) for f, there in calls], low):
                 moving = {n: fwAD.make_dual(p, t) for n, p, t in zip(self.names, primals, tangents)}
                 return tuple(fwAD.unpack_dual(functional_call(student, {n: t.clone() for n, t in rest.items()} | moving, (x,))))
         example = self._arguments(theta, {n: p.clone() for n, p in theta.items()}, x, tape) # clones: a tensor given twice is traced as one

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import Batch, Gallery, PlainError, Split, counted, endless_batches, epoch_batches, pixel_stats
-from .hypergradient import Noise, train_gradient, trainable, trial, weight_gradient
+from .hypergradient import FORWARD_MODE, Noise, train_gradient, trainable, trial, weight_gradient
 from .memo import Memo, fingerprint
 from .methods import Method, Protocol, Setting, Step
 from .models import check_logits, count_macs
@@ -29,7 +29,7 @@ class Teacher(nn.Module):
     "A trained net that answers without learning: `(B, ...)` to logits `(B, C)`, no gradient."
     def __init__(self,
                  net:nn.Module, # a trained net; copied
-                 mode:str='eval'): # 'train': BatchNorm in training mode, as in the released code
+                 mode:str='eval'): # 'eval_bf16': under autocast to bfloat16; 'train': BatchNorm in training mode, as in the released code
         super().__init__()
         self.mode, self.net = mode, copy.deepcopy(net).requires_grad_(False)
         self.net.train(mode == 'train')
@@ -37,7 +37,10 @@ class Teacher(nn.Module):
     def train(self, mode=True): return self # by construction
 
     @torch.no_grad()
-    def forward(self, x:Tensor)->Tensor: return self.net(x) if self.mode == 'eval' else trial(self.net, {}, x)
+    def forward(self, x:Tensor)->Tensor:
+        return self.net(x) if self.mode == 'eval' else trial(self.net, {}, x, low=torch.bfloat16 if self.mode == 'eval_bf16' else None)
+
+    def extra_repr(self)->str: return f'mode={self.mode!r}' # so that modes do not share a memo
 
 # %% ../nbs/06_training.ipynb #ee1b59a8
 @dataclass
@@ -125,10 +128,10 @@ def set_up(student:nn.Module, # trained in place
     shop = Workshop(student, method, protocol, split, seed, device, teacher, train, val, test, sgd)
     for who, net in (('student', student), ('teacher', None if teacher is None else teacher.net)):
         if net is not None: check_logits(net, next(train.plain(1))[0], split.n_classes, who)
-    if method.needs_teacher and teacher.mode == 'eval':
+    if method.needs_teacher and teacher.mode != 'train':
         shop.memos = {'train': Memo(teacher, train, split.n_classes, memo, memo_gib)}
         if method.bilevel and method.val_needs_teacher: shop.memos['val'] = Memo(teacher, val, split.n_classes, memo, memo_gib)
-    if method.bilevel and method.estimator == 'jvp':
+    if method.bilevel and method.estimator in FORWARD_MODE:
         shop.compile = compile if compile is not None else device.type == 'cpu' and worth_compiling(
             count_macs(student, tuple(next(train.plain(1))[0].shape[1:])), len(train)*protocol.epochs)
     method.begin(Setting(tuple(split.n_per_class), seed, device, dtype))
@@ -147,7 +150,8 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
     told = shop.ask_teacher('train', batches) if method.needs_teacher else [None]*len(batches)
     for i, (batch, teacher_logits) in enumerate(zip(batches, told)):                # line 4
         noise = Noise(shop.device) if method.bilevel else None # before the forward pass that is to be replayed
-        tape = Tape() if method.bilevel and method.estimator == 'jvp' else None
+        low = FORWARD_MODE.get(method.estimator) if method.bilevel else None
+        tape = Tape(low) if method.bilevel and method.estimator in FORWARD_MODE else None
         with tape or nullcontext(): x, step = shop.step(shop.train, batch, student, epoch, teacher_logits)
         losses, val_loss = method.losses(step), None
         w = method.virtual_weights(losses.detach(), step)                           # line 6
@@ -158,7 +162,7 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
             def at(theta): return method.losses(step._replace(logits=shop.replay(theta, x, noise, tape)))
             def judge(theta):
                 told = shop.ask_teacher('val', [val_batch])[0] if method.val_needs_teacher else None
-                return method.val_losses(shop.step(shop.val, val_batch, lambda x: trial(student, theta, x), epoch, told)[1])
+                return method.val_losses(shop.step(shop.val, val_batch, lambda x: trial(student, theta, x, low=low), epoch, told)[1])
             drift = shop.drift() if method.virtual_step == 'optimizer' else None
             with torch.random.fork_rng(devices=noise.devices): # the student's own dropout masks are not moved by this
                 g_w, val_loss = weight_gradient(at, judge, theta, w, lr, method.estimator, grads, drift) # lines 8, 10
