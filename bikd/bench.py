@@ -73,10 +73,10 @@ def shares(steps:pd.DataFrame, # whole steps, as `paired` gives
     return pd.DataFrame(rows).T.fillna(0.)/whole['plain KD, live teacher']
 
 # %% ../nbs/10_bench.ipynb #0a3bdcc0
-def made_up(n_train:int, n_classes:int, batch:int, size:int=32)->Split: # of random pixels
+def made_up(n_train:int, n_classes:int, batch:int, size:int=32, channels:int=3)->Split: # of random pixels
     "A split to be timed, not to be learned."
     g = torch.Generator().manual_seed(0)
-    images = lambda n: Images(torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=g), torch.arange(n) % n_classes)
+    images = lambda n: Images(torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=g), torch.arange(n) % n_classes)
     return Split('made up', 1., 0, images(n_train), images(max(batch, n_classes)), images(n_classes), Views(size))
 
 def our_loop(method:Method, student:str, teacher:str, n_classes:int=100, batch:int=100, steps:int=5, device='cpu', memo=None, compile:bool=False

@@ -93,6 +93,7 @@ class Source:
     teacher: str = 'resnet20' # usual nets and length
     student: str = 'resnet8'
     epochs: int = 120
+    n_test: int = 10_000 # test images
 
 # %% ../nbs/00_data.ipynb #e78449e2
 MNIST5K_SHA256 = '167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053'
@@ -186,7 +187,7 @@ def load_fashion_mnist(data_dir=None # folder with the four IDX files, plain or 
 
 # %% ../nbs/00_data.ipynb #40b5387e
 SOURCES = {s.name: s for s in (
-    Source('mnist5k', load_mnist5k, 10, n_max=380, n_val=20, channels=1, size=28, pad=2, flip=False, epochs=30),
+    Source('mnist5k', load_mnist5k, 10, n_max=380, n_val=20, channels=1, size=28, pad=2, flip=False, epochs=30, n_test=1000),
     Source('fashion_mnist', load_fashion_mnist, 10, n_max=4900, n_val=100, channels=1, size=28),
     Source('cifar10', lambda d=None: load_cifar('cifar10', d), 10, n_max=4900, n_val=100, channels=3, size=32,
            teacher='resnet32x4', student='resnet8x4'),
@@ -278,13 +279,12 @@ class Views:
         "The view that leaves the image as it is."
         return self.pad*(2*self.pad + 1) + self.pad
 
-    def window(self,
+    def decode(self,
                views:Tensor # int64 `(B,)`, 0 .. n-1
-              )->tuple[Tensor, Tensor]: # rows `(B, size)` and columns `(B, size)` of the padded image
-        "Which pixels of the padded image each view shows; `views = (flip·(2p+1) + dy)·(2p+1) + dx`."
-        side, span = 2*self.pad + 1, torch.arange(self.size, device=views.device)
-        dy, dx, mirrored = views // side % side, views % side, views // side**2 == 1
-        return dy[:, None] + span, dx[:, None] + torch.where(mirrored[:, None], span.flip(0), span)
+              )->tuple[Tensor, Tensor, Tensor]: # first row and column in the padded image, and whether mirrored; each `(B,)`
+        "What the numbers mean: `views = (flip·(2p+1) + dy)·(2p+1) + dx`."
+        side = 2*self.pad + 1
+        return views // side % side, views % side, views // side**2 == 1
 
 # %% ../nbs/00_data.ipynb #0359e146
 class Gallery:
@@ -297,8 +297,9 @@ class Gallery:
                  device='cpu', # where images live and batches are made
                  dtype=torch.float32): # of the batches
         self.views, self.device, self.labels = views, torch.device(device), images.labels.to(device)
-        self.padded = F.pad(images.pixels, (views.pad,)*4).to(device)
-        self.mean, self.std = (t.to(device, dtype).reshape(1, -1, 1, 1) for t in (mean, std))
+        self.padded = F.pad(images.pixels, (views.pad,)*4).permute(0, 2, 3, 1).contiguous().to(device) # `(N, H + 2p, W + 2p, channels)`
+        self.crops = self.padded.unfold(1, views.size, 1).unfold(2, views.size, 1).permute(0, 1, 2, 4, 5, 3) # `(N, 2p + 1, 2p + 1, H, W, channels)`, a view
+        self.mean, self.std = (t.to(device, dtype) for t in (mean, std))
 
     def __len__(self): return len(self.padded)
 
@@ -306,11 +307,10 @@ class Gallery:
                  ids:Tensor, # int64 `(B,)`, which images
                  views:Tensor # int64 `(B,)`, which view of each
                 )->Tensor: # `(B, channels, H, W)`, in `dtype`
-        rows, cols = self.views.window(views)
-        channels = torch.arange(self.padded.shape[1], device=self.device)
-        x = self.padded[ids[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], cols[:, None, None, :]]
-        x = (x.to(self.mean.dtype)/255 - self.mean)/self.std
-        return x.contiguous(memory_format=torch.channels_last) # the layout that CPUs and GPUs convolve fastest
+        dy, dx, mirrored = self.views.decode(views)
+        x = self.crops[ids, dy, dx]
+        x = torch.where(mirrored[:, None, None, None], x.flip(2), x) if self.views.flip else x
+        return x.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
     def plain(self, batch_size:int=1000 # images per batch
              )->Iterator[tuple[Tensor, Tensor]]: # (x, labels), in order, un-augmented
