@@ -1,7 +1,7 @@
 """What the repository promises about itself: one list of dependencies, clean notebooks, commands that exist, light imports."""
 import ast, configparser, json, re, subprocess, sys, tomllib
 
-import pytest, yaml
+import pandas as pd, pytest, yaml
 
 
 @pytest.fixture(scope='module')
@@ -67,14 +67,15 @@ def test_readme_commands_are_real(root):
     assert 'papermill nbs/run_experiment.ipynb runs/rho100.ipynb -p rho 100' in blocks and 'nbdev_test' in blocks and 'pytest' in blocks
     from bikd.runs import Parameters
     for command in re.findall(r'papermill nbs.*', blocks):
+        if 'run_experiment' not in command: continue
         for name in re.findall(r' -p (\w+) ', command): assert name in Parameters.model_fields, name
     for path in re.findall(r'\]\((?!http)([^)#]+)', text): assert (root/path).exists(), path
     assert '.[dev]' in blocks and '.[dev]' in (root/'.ci'/'run').read_text()
 
 
 def test_readme_numbers_are_those_of_the_records(root):
-    from bikd.report import accuracy_table
-    from bikd.runs import Run
+    from bikd.report import accuracy_table, spread
+    from bikd.runs import Run, find_runs
     folder = root/'paper_figures'/'records'/'mnist5k'
     runs = sorted((Run(p.parent) for p in folder.glob('*/summary.json')), key=lambda r: ('teacher', 'ce', 'kd', 'bikd').index(r.config.method))
     assert len(runs) == 12 and {r.config.seed for r in runs} == {0, 1, 2}
@@ -83,7 +84,21 @@ def test_readme_numbers_are_those_of_the_records(root):
     for method, row in accuracy_table(runs).iterrows():
         (line,) = [l for l in text.splitlines() if re.match(r'\| (Teacher|Student|KD|BiKD)', l) and f'`{method}`' in l]
         for column in ('last', 'val-selected', 'best on test', 'many', 'medium', 'few'): assert row[column] in line, (method, column, row[column])
+    at = lambda where, method: spread([r.summary['test_acc_pct_last'] for r in find_runs(root/'paper_figures'/'records'/where) if r.config.method == method])
+    assert f"reaches {at('bfloat16/estimator', 'bikd')} with it and {at('mnist5k', 'bikd')} without" in text
+    assert f"gives {at('bfloat16/teacher_mode', 'bikd')}, and KD {at('bfloat16/teacher_mode', 'kd')} beside {at('mnist5k', 'kd')}" in text
     rounding = [Run(p.parent) for p in sorted((root/'paper_figures'/'records'/'rounding').glob('*/*/summary.json'))]
     (twin,) = (r for r in runs if r.config == rounding[0].config); assert rounding[1].config == twin.config
     a, b, ours = (r.summary['test_acc_pct_last'] for r in (*rounding, twin))
     assert f"ended at {a:.1f} and {b:.1f} instead of {ours:.1f}" in text
+
+
+def test_readme_costs_are_those_of_the_benchmark(root):
+    text, folder = (root/'README.md').read_text(), root/'paper_figures'/'records'/'benchmark'
+    assert (folder/'benchmark.md').read_text().strip() in text
+    ratio = {(r.what, r.against.split(',')[0]): f'{r.ratio:.2f}' for r in pd.read_csv(folder/'ratios.csv').itertuples()}
+    share = pd.read_csv(folder/'where_time_goes.csv', index_col=0).sum(axis=1)
+    assert f"takes {ratio['exact BiKD step, compiled', 'double backward']} of double backward instead of 0.35" in text
+    assert f"{ratio['exact BiKD step', 'KD step']} KD steps instead of 2.9 and {ratio['full BiKD iteration, memo warm', 'plain KD iteration']} of plain KD" in text
+    assert f"is itself {share['floor of BiKD']/share['double backward']:.2f} of double backward" in text
+    env = json.loads((folder/'env.json').read_text()); assert f"to repay {env['compile_s']:.0f} s of compiling" in text and not env['git_dirty']

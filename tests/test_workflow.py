@@ -40,6 +40,13 @@ def records(folder):
     return {p.parent.name: {n: (p.parent/n).read_bytes() for n in ('config.json', 'metrics.csv', 'confusion.csv', 'student.safetensors')} for p in Path(folder).glob('*/summary.json')}
 
 
+def test_the_files_of_experiments_name_runs():
+    sizes = {p.stem: len(read_graph(yaml.safe_load(p.read_text())).jobs()) for p in (ROOT/'workflow'/'config').glob('*.yaml')}
+    cifar = read_graph(yaml.safe_load((ROOT/'workflow'/'config'/'cifar.yaml').read_text())).jobs()
+    assert sizes['smoke'] == 8 and sizes['fashion'] == 24 and sizes['cifar'] % (2*4*3) == 0 # two datasets, four ρ, three seeds
+    assert all(j.config.protocol.epochs == 120 and j.config.net == ('resnet8x4' if j.needs or j.config.method == 'ce' else 'resnet32x4') for j in cifar.values())
+
+
 TABLE = dict(table1=dict(notebook='nbs/table1.ipynb', parameters=dict(runs_dir='{runs_dir}')))
 
 
@@ -108,6 +115,7 @@ def undisturbed(tmp_path_factory):
     return records(folder/'runs')
 
 
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks for processes in /proc')
 @pytest.mark.parametrize('victim', ['snakemake', 'papermill', 'kernel'])
 def test_killed_in_mid_training_it_finishes_the_same_work(tmp_path, undisturbed, victim):
     "A lost job is started once more by itself; after the loss of everything the same command goes on."
@@ -123,8 +131,28 @@ def test_killed_in_mid_training_it_finishes_the_same_work(tmp_path, undisturbed,
     assert (p.returncode == 0) == Path(record).exists() == (victim != 'snakemake')
     snakemake(file, record)
     assert records(runs) == undisturbed
-    history = json.loads(next(runs.glob('*/run_experiment.ipynb')).read_text())
-    assert 'epoch 1/' not in json.dumps(history), 'it began anew' # progress is shown from the epoch that was resumed
+    assert 'epoch   1/' not in next(runs.glob('*/run_experiment.ipynb')).read_text(), 'it began anew' # progress is shown from the epoch that was resumed
+
+
+def test_two_at_once_train_a_run_once(tmp_path, undisturbed):
+    file, record = one_run(tmp_path)
+    both = [subprocess.Popen(command(file, record), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait() for p in both] == [0, 0] and records(tmp_path/'runs') == undisturbed
+    page = next((tmp_path/'runs').glob('*/run_experiment.ipynb')).read_text() # of whoever came last
+    assert 'loaded, it was finished before' in page and 'epoch   8/8' not in page
+
+
+def test_a_full_disk_is_said_and_when_there_is_space_the_same_command_goes_on(tmp_path, undisturbed):
+    file, record = one_run(tmp_path); runs = tmp_path/'runs'; runs.mkdir()
+    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=700k', 'tmpfs', str(runs)], capture_output=True).returncode:
+        pytest.skip('a small disk cannot be made: it takes root and mount')
+    try:
+        log = snakemake(file, record, code=1)
+        assert re.search('No space left on device', log + ''.join(p.read_text() for p in runs.glob('*/log.txt'))) and not Path(record).exists()
+        subprocess.run(['mount', '-o', 'remount,size=50m', str(runs)], check=True)
+        snakemake(file, record)
+        assert records(runs) == undisturbed
+    finally: subprocess.run(['umount', str(runs)])
 
 
 def test_one_failed_run_does_not_stop_the_others_and_a_table_ends_the_log(tmp_path):
@@ -165,8 +193,19 @@ def slurm(tmp_path):
     finally: subprocess.run([str(SLURM), 'stop', str(tmp_path/'slurm')])
 
 
-def test_a_real_slurm_leaves_the_records_that_the_local_executor_leaves(slurm, local):
+BY_SLURM = ('--profile', 'workflow/profiles/slurm', '--slurm-status-command', 'squeue', '--slurm-no-account', '--latency-wait', '10', '--seconds-between-status-checks', '2')
+
+
+def test_a_real_slurm_leaves_the_records_that_the_local_executor_leaves(slurm, local, undisturbed):
+    "And a node that vanishes in mid-training loses nothing."
     file = write(slurm, SMALL | dict(methods='ce kd bikd'), reports=TABLE, mem_mb=3000)
-    log = snakemake(file, '--profile', 'workflow/profiles/slurm', '--slurm-status-command', 'squeue', '--slurm-no-account', '--latency-wait', '10', '--seconds-between-status-checks', '2')
+    log = snakemake(file, *BY_SLURM)
     assert len(re.findall(r'submitted with SLURM jobid', log, re.I)) >= 4
     assert records(slurm/'runs') == records(local.parent/'runs')
+    again = slurm/'again'; again.mkdir(); file, record = one_run(again)
+    with subprocess.Popen(command(file, record, *BY_SLURM), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
+        wait_for(lambda: next((again/'runs').glob('*/checkpoint.pt'), None))
+        node = subprocess.run(['sinfo', '-h', '-o', '%n'], capture_output=True, text=True, check=True).stdout.strip()
+        for state in ('DOWN', 'RESUME'): subprocess.run(['scontrol', 'update', f'NodeName={node}', f'State={state}', 'Reason=test'], check=True); time.sleep(2)
+    assert p.returncode == 0 and records(again/'runs') == undisturbed
+    assert 'epoch   1/' not in next((again/'runs').glob('*/run_experiment.ipynb')).read_text()
