@@ -93,6 +93,11 @@ def test_readme_numbers_are_those_of_the_records(root):
     assert f"ended at {a:.1f} and {b:.1f} instead of {ours:.1f}" in text
 
 
+def test_the_planners_record_is_what_the_workflows_page_says(root):
+    off = pd.read_csv(root/'paper_figures'/'records'/'cost'/'compared.csv').off.sort_values().tolist(); text = (root/'workflow'/'README.md').read_text()
+    assert len(off) == 12 and f'nine took {off[0]:.2f} to {off[8]:.2f} times' in text and f'took {off[9]:.1f} to {off[11]:.1f} times' in text
+
+
 def test_readme_costs_are_those_of_the_benchmark(root):
     text, folder = (root/'README.md').read_text(), root/'paper_figures'/'records'/'benchmark'
     assert (folder/'benchmark.md').read_text().strip() in text
