@@ -16,7 +16,6 @@ from .data import Views, get_source, long_tailed_counts
 from .graph import Job
 from .memo import Table
 from .models import count_params, create_model
-from .runs import RunConfig
 from .training import Teacher, set_up, train_epoch
 
 # %% ../nbs/12_cost.ipynb #03851e0c
@@ -71,10 +70,9 @@ def predict(jobs:dict[str, Job], # of a graph, teachers before students
     for job in jobs.values():
         c, source, r = job.config, get_source(job.config.dataset), rates[kind(job, jobs)]
         n, p, V = sum(long_tailed_counts(source.n_max, source.n_classes, c.rho)), c.protocol, Views(source.size, source.pad, source.flip).n if c.protocol.augment else 1
-        answers = 0. if not job.needs else n*p.epochs if p.teacher_mode == 'train' else new_answers(n, V, p.epochs)
-        memo = (*job.needs, p.teacher_mode)
-        first = memo not in filled and job.needs and p.teacher_mode != 'train'; filled.add(memo)
-        if job.needs and p.teacher_mode != 'train' and not first: answers = 0.
+        memo = (*job.needs, p.teacher_mode) if job.needs and p.teacher_mode != 'train' else None # a teacher in training mode has none
+        first = memo is not None and memo not in filled; filled.add(memo)
+        answers = new_answers(n, V, p.epochs) if first else n*p.epochs if job.needs and memo is None else 0.
         train = p.epochs*(math.ceil(n/p.batch_size)*r.step + (source.n_classes*source.n_val + source.n_test)*r.look) + answers*r.teacher
         disk = 4*r.params/2**20 + .5 + (Table.size(n*V, source.n_classes)/2**20 if first else 0)
         rows.append(dict(run=c.run_id, dataset=c.dataset, rho=c.rho, method=c.method, seed=c.seed, images=n, epochs=p.epochs, train_s=train, job_s=train + overhead, disk_mib=disk))

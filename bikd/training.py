@@ -147,11 +147,11 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
     decays = p.decays(epoch); lr = shop.optimizer.param_groups[0]['lr'] = p.lr*p.lr_decay**decays
     method.begin_epoch(epoch, decays)
     batches, val = shop.batches(epoch), shop.val_batches(epoch) if method.bilevel else None
+    forward_mode = method.bilevel and method.estimator in FORWARD_MODE; low = FORWARD_MODE[method.estimator] if forward_mode else None
     told = shop.ask_teacher('train', batches) if method.needs_teacher else [None]*len(batches)
     for i, (batch, teacher_logits) in enumerate(zip(batches, told)):                # line 4
         noise = Noise(shop.device) if method.bilevel else None # before the forward pass that is to be replayed
-        low = FORWARD_MODE.get(method.estimator) if method.bilevel else None
-        tape = Tape(low) if method.bilevel and method.estimator in FORWARD_MODE else None
+        tape = Tape(low) if forward_mode else None
         with tape or nullcontext(): x, step = shop.step(shop.train, batch, student, epoch, teacher_logits)
         losses, val_loss = method.losses(step), None
         w = method.virtual_weights(losses.detach(), step)                           # line 6
