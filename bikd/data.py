@@ -6,7 +6,7 @@
 __all__ = ['MNIST5K_SHA256', 'FASHION_SHA256', 'SOURCES', 'RELEASED_MEAN', 'RELEASED_STD', 'PlainError', 'DataError',
            'long_tailed_counts', 'generator', 'counted', 'Images', 'Source', 'load_mnist5k', 'data_home', 'load_cifar',
            'load_fashion_mnist', 'get_source', 'Split', 'draw_split', 'load_split', 'Views', 'Gallery', 'pixel_stats',
-           'Batch', 'epoch_batches', 'endless_batches', 'protocol_card', 'toy_split']
+           'Batch', 'epoch_batches', 'endless_batches', 'class_aware_batches', 'protocol_card', 'toy_split']
 
 # %% ../nbs/00_data.ipynb #d188ba7c
 import gzip, hashlib, itertools, math, os, zlib
@@ -76,6 +76,9 @@ class Images(NamedTuple):
     def take(self, ids:Tensor # positions, int64 `(n,)`
             )->'Images': # those images, in that order
         return Images(self.pixels[ids], self.labels[ids])
+
+    def joined(self, other:'Images')->'Images': # ours first
+        return Images(*(torch.cat(pair) for pair in zip(self, other)))
 
 # %% ../nbs/00_data.ipynb #82da0775
 @dataclass(frozen=True)
@@ -362,6 +365,29 @@ def endless_batches(n:int, batch_size:int, views:Views, seed:int, epoch:int, pur
     "Passes one after another, begun anew each epoch: the validation stream of Algorithm 1, line 9. Arguments as `epoch_batches`."
     for lap in itertools.count():
         yield from epoch_batches(n, batch_size, views, seed, epoch, f'{purpose}/{lap}', augment, device)
+
+# %% ../nbs/00_data.ipynb #c3a6bb49
+def class_aware_batches(labels:Tensor, # int64 `(N,)`, of the set
+                        batch_size:int, # images per batch
+                        views:Views, # the views to draw from
+                        seed:int, # the run's seed
+                        epoch:int, # counted from 0
+                        augment:bool=True, # False: every view is the identity
+                        device='cpu',
+                        per_turn:int=4 # images of a class in its turn
+                       )->list[Batch]: # N//batch_size batches, at least one, all of them full
+    "An epoch of class-balanced batches: a pure function of (seed, epoch). Classes without an image have no turn."
+    labels = labels.cpu(); g = generator(seed, 'class aware', epoch)
+    pools = {c: torch.nonzero(labels == c)[:, 0] for c in labels.unique().tolist()}
+    def endless(pool):
+        while True: yield from pool[torch.randperm(len(pool), generator=g)].tolist()
+    stream, classes = {c: endless(pool) for c, pool in pools.items()}, list(pools)
+    wanted, ids = max(1, len(labels)//batch_size)*batch_size, []
+    while len(ids) < wanted:
+        for c in torch.randperm(len(classes), generator=g).tolist(): ids += itertools.islice(stream[classes[c]], per_turn)
+    ids = torch.tensor(ids[:wanted])
+    shown = torch.randint(views.n, (wanted,), generator=g) if augment else torch.full((wanted,), views.identity)
+    return [Batch(i.to(device), v.to(device)) for i, v in zip(ids.split(batch_size), shown.split(batch_size))]
 
 # %% ../nbs/00_data.ipynb #b8f3dad0
 def protocol_card(split:Split # any split

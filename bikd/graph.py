@@ -29,7 +29,7 @@ class Job:
     def run_id(self)->str: "Its folder's name."; return self.config.run_id
 
     @property
-    def needs(self)->list[str]: "Ids of the runs that must be finished before."; return [self.config.teacher_run] if self.config.teacher_run else []
+    def needs(self)->list[str]: "Ids of the runs that must be finished before."; return list(self.config.teachers)
 
     @property
     def arguments(self)->list[str]:
@@ -123,7 +123,7 @@ def provenance(runs, # finished `Run`s
     rows = []
     for r in runs:
         c, s, env = r.config, r.summary, json.loads((r.folder/'env.json').read_text())
-        rows.append(dict(dataset=c.dataset, rho=c.rho, method=c.method, preset=c.preset, net=c.net, seed=c.seed, last=s['test_acc_pct_last'], run=c.run_id, teacher=c.teacher_run or '',
+        rows.append(dict(dataset=c.dataset, rho=c.rho, method=c.method, preset=c.preset, net=c.net, seed=c.seed, last=s['test_acc_pct_last'], run=c.run_id, teacher=' '.join(c.teachers),
                          split=s['split_hash'], seconds=s['train_time_s'], machine=env['gpu'] or f"{env['cpu']}, {env['threads']} threads", torch=env['torch'],
                          revision=(env['git_revision'] or 'unknown')[:9] + (' + changes' if env['git_dirty'] else ''), finished=env['finished_at'],
                          notebook=str(r.folder/notebook) if (r.folder/notebook).exists() else ''))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import bikd
 from .data import PlainError, Source, Split, data_home, get_source, load_split, long_tailed_counts, protocol_card
 from .losses import hard_loss
-from .methods import METHODS, Method, Protocol, get_method, preset
+from .methods import CONTROLS, TABLE1, Method, Protocol, get_method, preset, rank
 from .models import check_logits, check_model, create_model
 from .training import Progress, Teacher, Workshop, atomic_write, evaluate, train
 
@@ -45,6 +45,7 @@ class RunConfig(BaseModel):
     settings: dict[str, Any] # of the method, resolved
     protocol: Protocol # resolved
     teacher_run: str|None = None # run id of the teacher
+    expert_runs: tuple[str, ...] = () # of several (LFME)
 
     @model_validator(mode='after')
     def _check(self):
@@ -53,9 +54,13 @@ class RunConfig(BaseModel):
         check_model(self.net)
         method = self.make_method()
         object.__setattr__(self, 'settings', method.model_dump(mode='json')) # defaults spelled out: equal settings, equal ids
-        if method.needs_teacher != (self.teacher_run is not None):
-            raise ValueError(f"method {self.method!r} {'needs' if self.teacher_run is None else 'takes no'} teacher_run.")
+        if len(method.taught_by) != len(self.teachers) or (len(self.teachers) == 1) != (self.teacher_run is not None):
+            field = 'expert_runs' if len(method.taught_by) > 1 or self.expert_runs else 'teacher_run'
+            raise ValueError(f"method {self.method!r} " + (f"needs {field}, {len(method.taught_by)} in number." if method.needs_teacher else f"takes no {field}."))
         return self
+
+    @property
+    def teachers(self)->tuple[str, ...]: "Run ids of all that teach it."; return self.expert_runs if self.teacher_run is None else (self.teacher_run,)
 
     def make_method(self)->Method:
         "The method with its settings, fresh."
@@ -64,23 +69,26 @@ class RunConfig(BaseModel):
     @property
     def run_id(self)->str:
         "A readable name that ends in the config's hash, e.g. `bikd-mnist5k-rho100-seed0-1a2b3c4d5e`."
-        text = json.dumps(self.model_dump(mode='json'), sort_keys=True)
+        values = self.model_dump(mode='json')
+        for where, name, default in ((values, 'expert_runs', []), (values['protocol'], 'warmup', 0.)): # joined later: at their defaults they rename no earlier run
+            if where[name] == default: del where[name]
+        text = json.dumps(values, sort_keys=True)
         return f"{self.method}-{self.dataset}-rho{self.rho:g}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 # %% ../nbs/07_runs.ipynb #ff2971bc
 def make_config(dataset:str, rho:float, seed:int, method:str, # see `RunConfig`
-                net:str|None=None, # default: the source's student (or its teacher, for method 'teacher')
+                net:str|None=None, # default: the source's student (or its teacher, for methods that train one)
                 preset_name:str='clean', # a key of `PRESETS`
                 protocol:dict|None=None, # overrides of the preset's protocol; `epochs` defaults to the source's
                 settings:dict|None=None, # overrides of the method's settings
-                teacher_run:str|None=None
+                teacher_run:str|None=None, expert_runs:tuple[str, ...]=() # of the one teacher, or of several
                )->RunConfig:
     "A config from a preset's name and what shall differ from it."
-    source = get_source(dataset)
-    if method == 'teacher': preset_name = 'clean'
+    source, big = get_source(dataset), get_method(method).big
+    if big: preset_name = 'clean'
     m, p = preset(preset_name, method, dict(epochs=source.epochs) | (protocol or {}), settings)
-    return RunConfig(dataset=dataset, rho=float(rho), seed=seed, method=method, preset=preset_name, protocol=p, teacher_run=teacher_run,
-                     net=net or (source.teacher if method == 'teacher' else source.student), settings=m.model_dump(mode='json'))
+    return RunConfig(dataset=dataset, rho=float(rho), seed=seed, method=method, preset=preset_name, protocol=p, teacher_run=teacher_run, expert_runs=expert_runs,
+                     net=net or (source.teacher if big else source.student), settings=m.model_dump(mode='json'))
 
 # %% ../nbs/07_runs.ipynb #1c50ce1e
 def one_line(e:ValueError # pydantic's `ValidationError`, or any other error
@@ -117,7 +125,8 @@ def confusion_matrix(logits:Tensor, labels:Tensor)->Tensor: # int64 `(C, C)`, tr
 def summarise(history:list[dict], # rows of `metrics.csv`
               logits:Tensor, # test logits of the last epoch `(N, C)`
               labels:Tensor, # `(N,)`
-              n_per_class:list[int] # training images per class
+              n_per_class:list[int], # training images per class
+              sees_val:bool=False # the validation images were trained on, so they can select nothing
              )->dict: # the numbers of `summary.json`
     "Accuracies in percent by epoch choice, class and group, and calibration of the last epoch."
     test, val = ([row[f'{part}_acc_pct'] for row in history] for part in ('test', 'val'))
@@ -128,6 +137,7 @@ def summarise(history:list[dict], # rows of `metrics.csv`
     numbers = dict(test_acc_pct_last=test[-1], test_acc_pct_val_selected=test[chosen], test_acc_pct_best_on_test=test[best],
                    val_acc_pct_last=val[-1], epoch_val_selected=chosen + 1, epoch_best_on_test=best + 1,
                    per_class_acc_pct=per_class, **groups, ece=expected_calibration_error(logits, labels))
+    if sees_val: numbers |= dict(test_acc_pct_val_selected=None, epoch_val_selected=None)
     return {k: [round(x, 4) for x in v] if isinstance(v, list) else round(v, 6) if isinstance(v, float) else v for k, v in numbers.items()}
 
 # %% ../nbs/07_runs.ipynb #324beb93
@@ -182,11 +192,10 @@ class Run:
 
     def student(self)->nn.Module:
         "The trained net."
-        source = get_source(self.config.dataset)
-        return _load_into(create_model(self.config.net, source.n_classes, source.channels), self.folder/'student.safetensors')
+        return _load_into(create_model(self.config.net, len(self.summary['per_class_acc_pct']), get_source(self.config.dataset).channels), self.folder/'student.safetensors')
 
     def weight_net(self)->nn.Module:
-        "f_φ at the end of training (BiKD)."
+        "The net that weighs, at the end of training (BiKD, Meta-Weight-Net)."
         return _load_into(self.config.make_method().make_weight_net(), self.folder/'weight_net.safetensors')
 
 def _load_into(net:nn.Module, path:Path)->nn.Module:
@@ -197,26 +206,29 @@ def _load_into(net:nn.Module, path:Path)->nn.Module:
     return net
 
 # %% ../nbs/07_runs.ipynb #835335b1
-def _write_record(folder:Path, cfg:RunConfig, shop:Workshop, progress:Progress):
+def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progress:Progress):
     "All files of a finished run, each whole or absent, `summary.json` last."
     text = lambda name, s: atomic_write(folder/name, lambda tmp: tmp.write_text(s))
     dump = lambda name, d: text(name, json.dumps(d, indent=1, allow_nan=False))
     table = lambda name, df: text(name, df.to_csv(index=False))
-    method, split = shop.method, shop.split
+    method, seen = shop.method, shop.split # images as drawn: `split`; as this method saw them: `seen`
     logits, labels = evaluate(shop.student, shop.test).cpu(), shop.test.labels.cpu()
     table('metrics.csv', pd.DataFrame(progress.history))
     weights = pd.DataFrame(progress.weight_rows(method.terms))
-    weights.insert(2, 'n', [split.n_per_class[c] for c in weights['class']])
+    weights.insert(2, 'n', [seen.n_per_class[c] for c in weights['class']])
     table('class_weights.csv', weights)
     text('confusion.csv', pd.DataFrame(confusion_matrix(logits, labels).tolist()).to_csv())
-    card = protocol_card(split)
+    card = protocol_card(seen) | dict(split_hash=split.hash)
+    if method.sees_val: card |= dict(train_chooses='student weights; train holds the validation images too', val_chooses='nothing of its own')
+    n_drawn = split.n_per_class if seen.n_classes == split.n_classes else seen.n_per_class # groups go by what was drawn; an expert knows its own classes only
     dump('split.json', card); dump('env.json', environment(shop.device))
     tensors = lambda name, ts: atomic_write(folder/name, lambda tmp: save_file({n: t.detach().cpu().contiguous() for n, t in ts.items()}, tmp))
     tensors('student.safetensors', shop.student.state_dict())
     if hasattr(method, 'weight_net'):
-        tensors('weight_net.safetensors', method.weight_net.state_dict()); tensors('samples.safetensors', sample_weights(shop))
+        tensors('weight_net.safetensors', method.weight_net.state_dict())
+        if method.needs_teacher: tensors('samples.safetensors', sample_weights(shop))
     summary = dict(run_id=cfg.run_id, dataset=cfg.dataset, rho=cfg.rho, method=cfg.method, seed=cfg.seed, preset=cfg.preset, net=cfg.net, teacher_run=cfg.teacher_run,
-                   n_per_class=split.n_per_class, split_hash=card['split_hash'], **summarise(progress.history, logits, labels, split.n_per_class),
+                   n_per_class=n_drawn, split_hash=split.hash, **summarise(progress.history, logits, labels, n_drawn, method.sees_val),
                    epochs=cfg.protocol.epochs, train_time_s=round(progress.seconds, 2), teacher_time_s=round(progress.teacher_seconds, 2),
                    teacher_answers_computed=progress.teacher_computed, compiled=shop.push is not None, device=str(shop.device))
     dump('summary.json', summary)
@@ -281,25 +293,27 @@ def run(cfg:RunConfig, # what to run
     split = split or load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir)
     drawn, asked = ((x.dataset, x.rho, x.seed) for x in (split, cfg))
     if drawn != asked: raise ValueError(f"the split given is (dataset, rho, seed) = {drawn}, the config's is {asked}.")
-    teacher = load_teacher(runs_dir, cfg.teacher_run, split, cfg.protocol.normalisation) if cfg.teacher_run else None
+    method = cfg.make_method()
+    method.check(split)
+    teacher = method.join([load_teacher(runs_dir, t, split, cfg.protocol.normalisation) for t in cfg.teachers], split) if cfg.teachers else None
     Path(runs_dir).mkdir(parents=True, exist_ok=True)
     with _only_one(Path(runs_dir)/f'.{cfg.run_id}.lock', show):
         if (found := find_run(runs_dir, cfg.run_id)): return found # somebody else trained it while we waited
         folder.mkdir(exist_ok=True)
         for left in folder.glob('.*.tmp'): left.unlink() # of a process that was killed while it wrote
         atomic_write(folder/'config.json', lambda tmp: tmp.write_text(cfg.model_dump_json(indent=1)))
-        student = create_model(cfg.net, split.n_classes, split.train.pixels.shape[1], cfg.protocol.head_init, seed=cfg.seed)
-        method, checkpoint = cfg.make_method(), folder/'checkpoint.pt'
+        student = create_model(cfg.net, method.see(split).n_classes, split.train.pixels.shape[1], cfg.protocol.head_init, seed=cfg.seed)
+        checkpoint = folder/'checkpoint.pt'
         shop, progress = train(student, method, split, cfg.protocol, teacher=teacher, seed=cfg.seed, device=device, checkpoint=checkpoint,
                                label=f'{cfg.method} {cfg.dataset} rho={cfg.rho:g} seed={cfg.seed}', show=show, tensorboard=folder/'tensorboard' if tensorboard else None,
-                               memo=Path(runs_dir)/cfg.teacher_run/'memo' if teacher and memo_gib else None, memo_gib=memo_gib, compile=compile)
-        _write_record(folder, cfg, shop, progress)
+                               memo=Path(runs_dir)/cfg.teachers[0]/'memo' if teacher and memo_gib else None, memo_gib=memo_gib, compile=compile)
+        _write_record(folder, cfg, split, shop, progress)
         checkpoint.unlink(missing_ok=True)
     return Run(folder, fresh=True)
 
 # %% ../nbs/07_runs.ipynb #c985aaf6
 def find_runs(runs_dir # a folder of runs
-             )->list[Run]: # in the order of methods in `METHODS`, then by dataset, ρ and seed
+             )->list[Run]: # in the order of `bikd.methods.rank`, then by dataset, ρ and seed
     "All finished runs below a folder. `ValueError` where one cannot be read."
     runs = [Run(path.parent) for path in Path(runs_dir).glob('*/summary.json')]
     for r in runs:
@@ -307,8 +321,7 @@ def find_runs(runs_dir # a folder of runs
         except ValueError as e:
             raise ValueError(f"{r.folder} cannot be read ({one_line(e)}). If it names a method or net of yours, register or install that first; "
                              "if a file is damaged, remove the folder and run it again.") from e
-    order = list(METHODS)
-    return sorted(runs, key=lambda r: (order.index(r.config.method), r.config.dataset, r.config.rho, r.config.seed, r.config.run_id))
+    return sorted(runs, key=lambda r: (rank(r.config.method), r.config.dataset, r.config.rho, r.config.seed, r.config.run_id))
 
 def load_runs(runs_dir # a folder of runs
              )->pd.DataFrame: # a row per finished run: `summary.json`, then the config's protocol and settings
@@ -325,7 +338,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
     dataset: str = 'mnist5k'
     rho: float = 100.
-    methods: str = 'ce kd bikd' # separated by spaces; 'all' is every row of Table 1 there is
+    methods: str = 'ce kd bikd' # separated by spaces; 'all': the rows of Table 1; 'controls': what it lacks
     seeds: str|int = '0' # separated by spaces
     preset: str = 'clean'
     teacher: str|None = None # net names
@@ -402,7 +415,8 @@ def _words(text, what:str)->list[str]:
 
 def make_plan(p:Parameters)->Plan:
     "Resolve names and presets into configs; `ValueError` for what cannot be run. Writes nothing, reads no images."
-    methods = [m for m in METHODS if m != 'teacher'] if p.methods.strip() == 'all' else _words(p.methods, 'methods')
+    several = dict(all=TABLE1, controls=CONTROLS)
+    methods = list(dict.fromkeys(m for word in _words(p.methods, 'methods') for m in several.get(word, (word,))))
     for m in methods: get_method(m)
     seeds = _words(p.seeds, 'seeds')
     if not all(s.isdecimal() for s in seeds):
@@ -420,12 +434,16 @@ def make_plan(p:Parameters)->Plan:
     if distilled and not any(get_method(m).needs_teacher for m in methods): raise ValueError(f"teacher_mode={p.teacher_mode!r} would change nothing: none of the methods ({', '.join(methods)}) has a teacher.")
     scaling, configs = preset(p.preset, 'ce')[1].normalisation, [] # a teacher sees pixels scaled as its students do
     for seed in dict.fromkeys(map(int, seeds)):
-        teacher = make_config(p.dataset, p.rho, seed, 'teacher', p.teacher, protocol=given | dict(normalisation=scaling))
-        if any(get_method(m).needs_teacher for m in methods) or 'teacher' in methods: configs.append(teacher)
+        big = lambda m: make_config(p.dataset, p.rho, seed, m, p.teacher, protocol=given | dict(normalisation=scaling))
+        teachers, students = [big(m) for m in methods if get_method(m).big], []
         for m in methods:
-            if m == 'teacher': continue
-            told = get_method(m).needs_teacher
-            configs.append(make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given | (distilled if told else {}), mine(m), teacher.run_id if told else None))
+            if get_method(m).big: continue
+            mine_too = [big(t) for t in preset(p.preset, m, settings=mine(m))[0].taught_by]
+            ids = tuple(t.run_id for t in mine_too)
+            told = dict(teacher_run=ids[0]) if len(ids) == 1 else dict(expert_runs=ids)
+            teachers += mine_too
+            students.append(make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given | (distilled if ids else {}), mine(m), **told))
+        configs += [*{c.run_id: c for c in teachers}.values(), *students]
     for name, head in dict.fromkeys((c.net, c.protocol.head_init) for c in configs): _try_net(name, head, get_source(p.dataset))
     return Plan(p, configs, runs_dir, pick_device(p.device))
 

@@ -17,7 +17,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import Batch, Gallery, PlainError, Split, counted, endless_batches, epoch_batches, pixel_stats
+from .data import Batch, Gallery, PlainError, Split, class_aware_batches, counted, endless_batches, epoch_batches, pixel_stats
 from .hypergradient import FORWARD_MODE, Noise, train_gradient, trainable, trial, weight_gradient
 from .memo import Memo, fingerprint
 from .methods import Method, Protocol, Setting, Step
@@ -63,6 +63,8 @@ class Workshop:
 
     def batches(self, epoch:int):
         "The epoch's training batches."
+        if self.method.sampler == 'class_aware':
+            return class_aware_batches(self.train.labels, self.protocol.batch_size, self.split.views, self.seed, epoch, self.protocol.augment, self.device)
         return self._stream(epoch_batches, self.train, epoch, 'train', self.protocol.augment)
 
     def val_batches(self, epoch:int):
@@ -114,6 +116,9 @@ def set_up(student:nn.Module, # trained in place
           )->Workshop:
     "Check that the parts fit together, and lay them out on the device. `ValueError` where they do not."
     trainable(student)
+    method.check(split)
+    mean, std = stats or pixel_stats(split, protocol.normalisation) # of the split as drawn, so that all who share it see pixels scaled alike
+    split = method.see(split)
     if method.needs_teacher and teacher is None:
         raise ValueError(f"method {method.name!r} distils: it needs a teacher, a trained net with {split.n_classes} outputs.")
     device = torch.device(device)
@@ -121,7 +126,6 @@ def set_up(student:nn.Module, # trained in place
     dtype = next(student.parameters()).dtype
     if teacher is not None and not isinstance(teacher, Teacher): teacher = Teacher(teacher, protocol.teacher_mode)
     if teacher is not None: teacher.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-    mean, std = stats or pixel_stats(split, protocol.normalisation)
     train, val, test = (Gallery(part, split.views, mean, std, device, dtype) for part in (split.train, split.val, split.test))
     sgd = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=protocol.lr,
                           momentum=protocol.momentum, weight_decay=protocol.weight_decay)
@@ -134,7 +138,8 @@ def set_up(student:nn.Module, # trained in place
     if method.bilevel and method.estimator in FORWARD_MODE:
         shop.compile = compile if compile is not None else device.type == 'cpu' and worth_compiling(
             count_macs(student, tuple(next(train.plain(1))[0].shape[1:])), len(train)*protocol.epochs)
-    method.begin(Setting(tuple(split.n_per_class), seed, device, dtype))
+    def answers(part): gallery = getattr(shop, part); return evaluate(teacher.net, gallery), gallery.labels
+    method.begin(Setting(tuple(split.n_per_class), seed, device, dtype, protocol.epochs, answers))
     return shop
 
 # %% ../nbs/06_training.ipynb #dac9885c
@@ -144,8 +149,8 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
                ):
     "One epoch of Algorithm 1, lines 4-20, for any method."
     student, method, p = shop.student.train(), shop.method, shop.protocol
-    decays = p.decays(epoch); lr = shop.optimizer.param_groups[0]['lr'] = p.lr*p.lr_decay**decays
-    method.begin_epoch(epoch, decays)
+    lr = shop.optimizer.param_groups[0]['lr'] = p.lr_at(epoch)
+    method.begin_epoch(epoch, p.decays(epoch))
     batches, val = shop.batches(epoch), shop.val_batches(epoch) if method.bilevel else None
     forward_mode = method.bilevel and method.estimator in FORWARD_MODE; low = FORWARD_MODE[method.estimator] if forward_mode else None
     told = shop.ask_teacher('train', batches) if method.needs_teacher else [None]*len(batches)
@@ -155,7 +160,7 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
         with tape or nullcontext(): x, step = shop.step(shop.train, batch, student, epoch, teacher_logits)
         losses, val_loss = method.losses(step), None
         w = method.virtual_weights(losses.detach(), step)                           # line 6
-        grads = train_gradient(losses, w, shop.params)                              # line 7
+        grads = [torch.zeros_like(q) for q in shop.params] if method.at_theta else train_gradient(losses, w, shop.params) # line 7
         if method.bilevel:
             theta, val_batch = trainable(student), next(val)                        # line 9
             if shop.compile: shop.push, shop.compile = compile_push(student, theta, x, tape), False
@@ -168,8 +173,10 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
                 g_w, val_loss = weight_gradient(at, judge, theta, w, lr, method.estimator, grads, drift) # lines 8, 10
             if method.learn(w, g_w):                                                # lines 11-16
                 w = method.weights(losses.detach(), step)                           # line 17
-                theta = {n: p.requires_grad_() for n, p in theta.items()}
-                grads = train_gradient(at(theta), w, theta.values())
+                if method.at_theta: grads = train_gradient(losses, w, shop.params)
+                else:
+                    theta = {n: p.requires_grad_() for n, p in theta.items()}
+                    grads = train_gradient(at(theta), w, theta.values())
         check_finite(epoch, i, step, method.terms, losses, val_loss)
         for q, g in zip(shop.params, grads): q.grad = g
         shop.optimizer.step()                                                       # line 18
@@ -345,13 +352,14 @@ def train(student:nn.Module, # trained in place
     bar = Bar(label or method.name, protocol.epochs, len(progress.history), show)
     for epoch in range(len(progress.history), protocol.epochs):                 # line 3
         began = time.perf_counter()
-        tally = Tally(method, split.n_classes, shop.device)
+        tally = Tally(method, shop.split.n_classes, shop.device)
         with counted(seed, 'noise', epoch, device=shop.device): train_epoch(shop, epoch, tally)
         row = dict(epoch=epoch + 1, lr=shop.optimizer.param_groups[0]['lr'], **tally.row())
         for name, gallery in (('val', shop.val), ('test', shop.test)):
             if not len(gallery): continue
             logits = evaluate(student, gallery)
             row |= {f'{name}_acc_pct': accuracy_pct(logits, gallery.labels), f'{name}_ce': F.cross_entropy(logits, gallery.labels).item()}
+            if name == 'val': method.after_epoch(logits, gallery.labels)
             if not math.isfinite(row[f'{name}_ce']):
                 raise NonFiniteLoss(f"after epoch {epoch}: the {name} cross-entropy is {row[f'{name}_ce']}; the student has diverged. Lower the learning rate.")
         progress.history.append(row); progress.class_weights.append(tally.by_class.tolist())
