@@ -240,29 +240,32 @@ def draw_split(source:Source, # what to draw from
                pool:Images, # train and val come from here
                test:Images, # kept whole
                rho:float, # imbalance ratio >= 1
-               seed:int # which draw, >= 0
+               seed:int, # which draw, >= 0
+               n_val:int|None=None # validation images per class to keep; default: all `source.n_val` that are set aside
               )->Split:
-    "Balanced val first, then the long-tailed train, per class from one counted permutation (§4.1)."
-    counts = long_tailed_counts(source.n_max, source.n_classes, rho)
+    "Balanced val first, then the long-tailed train, per class from one counted permutation (§4.1). A smaller val leaves train as it is."
+    counts, n_val = long_tailed_counts(source.n_max, source.n_classes, rho), source.n_val if n_val is None else n_val
+    if not 1 <= n_val <= source.n_val: raise ValueError(f"n_val={n_val}: {source.name} sets {source.n_val} validation images per class aside; keep 1 to {source.n_val} of them.")
     train, val = [], []
     for c, n in enumerate(counts):
         ids = torch.nonzero(pool.labels == c)[:, 0]
         if len(ids) < source.n_val + n:
             raise ValueError(f"class {c} of {source.name} has {len(ids)} images, but {source.n_val} for val and {n} for train were asked for.")
         ids = ids[torch.randperm(len(ids), generator=generator(seed, 'split', c))]
-        val.append(ids[:source.n_val]); train.append(ids[source.n_val:source.n_val+n])
+        val.append(ids[:n_val]); train.append(ids[source.n_val:source.n_val+n])
     views = Views(source.size, source.pad, source.flip)
     return Split(source.name, float(rho), seed, pool.take(torch.cat(train)), pool.take(torch.cat(val)), test, views)
 
 def load_split(dataset:str, # a key of `SOURCES`
                rho:float, # imbalance ratio n_max/n_min, >= 1
                seed:int=0, # which draw; also the run's seed
-               data_dir=None # where the files are, see `data_home`
+               data_dir=None, # where the files are, see `data_home`
+               n_val:int|None=None # validation images per class to keep, see `draw_split`
               )->Split:
     "Load a source and draw its split. Errors as `get_source`, `long_tailed_counts` and the loader raise them."
     source = get_source(dataset)
     long_tailed_counts(source.n_max, source.n_classes, rho) # refuse before reading any file
-    return draw_split(source, *source.load(data_dir), rho, seed)
+    return draw_split(source, *source.load(data_dir), rho, seed, n_val)
 
 # %% ../nbs/00_data.ipynb #741cf438
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .data import PlainError
 from .methods import get_method
-from .runs import SETTINGS, Parameters, RunConfig, find_run, make_plan, one_line
+from .runs import SETTINGS, Parameters, RunConfig, changes_for, find_run, make_plan, one_line, parse_changes
 
 # %% ../nbs/11_graph.ipynb #fd61325c
 @dataclass(frozen=True)
@@ -78,12 +78,18 @@ def _jobs(experiment:dict, graph:Graph)->list[Job]:
     try: plan = make_plan(Parameters(**experiment | place)) # of the CPU: the machine that plans need not be the one that runs
     except ValidationError as e: raise GraphError(f"experiment {experiment}: {one_line(e)}") from None
     except (ValueError, OSError) as e: raise GraphError(f"experiment {experiment}: {e}") from None
-    one = lambda c: {k: v for k, v in experiment.items() if _means_something(k, c.method)} | dict(methods=c.method, seeds=c.seed) | place
+    one = lambda c: {k: v for k, v in experiment.items() if k != 'change' and _means_something(k, c.method)} | _change(experiment, c.method) | dict(methods=c.method, seeds=c.seed) | place
     return [Job(c, one(c) | ({} if graph.device == 'cpu' else dict(device=graph.device))) for c in plan.configs]
 
 def _means_something(name:str, method:str)->bool:
     m = get_method(method)
     return name in m.model_fields if name in SETTINGS else m.needs_teacher if name == 'teacher_mode' else True
+
+def _change(experiment:dict, method:str)->dict:
+    "The part of the parameter `change` that means something to a method."
+    changes, words = parse_changes(experiment.get('change')), (experiment.get('change') or '').split()
+    meant = {f for part in changes_for(method, changes) for f in part}
+    return dict(change=' '.join(w for w in words if w.partition('=')[0] in meant)) if meant else {}
 
 def read_graph(values:dict # as YAML gives them
               )->Graph:

@@ -144,7 +144,7 @@ class BiKDSettings(Distillation):
     update_rule: Literal['test_then_count', 'count_then_test', 'per_epoch'] = 'test_then_count' # when φ moves
     accumulation: Literal['sum', 'mean'] = 'sum' # of the k hypergradients
     hidden: tuple[int, ...] = (64, 64) # Tanh layers of f_φ
-    inputs: Literal['teacher,student', 'student,teacher'] = 'teacher,student' # order of f_φ's inputs
+    inputs: Literal['teacher,student', 'student,teacher', 'teacher', 'student'] = 'teacher,student' # what f_φ looks at, in which order
     outputs: Literal['sigmoid', 'softmax'] = 'sigmoid' # free weights, or weights that sum to one
     val_loss: Literal['ce', 'mix'] = 'ce' # 'mix': mean of hard plus soft loss on validation images
     phi_optimizer: Literal['adam', 'sgd'] = 'adam'

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT_WIDTH', 'STYLE', 'COLOURS', 'LABELS', 'ACCURACIES', 'colour', 'paper_style', 'save_figure', 'plot_counts',
-           'by_method', 'plot_curves', 'spread', 'accuracy_table', 'per_class_table', 'paired_difference',
-           'plot_per_class', 'plot_weight_net', 'plot_class_weights']
+           'by_method', 'plot_curves', 'spread', 'accuracy_table', 'per_class_table', 'markdown_table',
+           'paired_difference', 'plot_per_class', 'plot_weight_net', 'plot_class_weights']
 
 # %% ../nbs/08_report.ipynb #0e8ee810
 from contextlib import contextmanager
@@ -25,14 +25,17 @@ STYLE = {'font.size': 7, 'axes.titlesize': 7, 'axes.labelsize': 7, 'xtick.labels
          'lines.markersize': 2.5, 'figure.dpi': 160, 'figure.constrained_layout.use': True, 'image.cmap': 'viridis'}
 
 COLOURS = dict(teacher='#000000', ce='#7F7F7F', kd='#0072B2', bikd='#D55E00', bkd='#009E73', cckd='#CC79A7',
-               wsl='#E69F00', rwkd='#56B4E9', lfme='#8C6D31', dive='#882255')
+               wsl='#E69F00', rwkd='#56B4E9', lfme='#8C6D31', dive='#882255', bsce='#332288', ltkd='#DDCC77', l2rw='#44AA99', mwn='#AA4499')
 LABELS = dict(teacher='Teacher (CE)', ce='Student (CE)', kd='KD', bikd='BiKD', bkd='BKD', cckd='CCKD',
-              wsl='WSL', rwkd='RWKD', lfme='LFME', dive='DiVE') # as Table 1 prints them
+              wsl='WSL', rwkd='RWKD', lfme='LFME', dive='DiVE', # as Table 1 prints them
+              bsce='Balanced softmax', ce_val='CE, train ∪ val', kd_val='KD, train ∪ val', bsce_val='Balanced softmax, train ∪ val', ltkd='LTKD', l2rw='L2RW',
+              mwn='Meta-Weight-Net', mwn_ci='Meta-Weight-Net (imbalance)', teacher_bsce='Teacher (balanced softmax)',
+              expert_head='LFME expert, head', expert_medium='LFME expert, medium', expert_tail='LFME expert, tail')
 
 def colour(method:str # a method's name
           )->str: # hex colour
-    "The method's colour in every figure; grey-violet for one that is not in Table 1."
-    return COLOURS.get(method, '#6A5ACD')
+    "The method's colour in every figure, shared with its control on train ∪ val; grey-violet for one that is not known."
+    return COLOURS.get(method.removesuffix('_val'), '#6A5ACD')
 
 @contextmanager
 def paper_style():
@@ -123,6 +126,12 @@ def per_class_table(runs # finished `Run`s of one dataset and ρ
     n = next(iter(groups.values()))[0].summary['n_per_class']
     cells = {m: [spread(v) for v in zip(*(r.summary['per_class_acc_pct'] for r in rs))] for m, rs in groups.items()}
     return pd.DataFrame(dict(images=n) | cells).rename_axis('class')
+
+# %% ../nbs/08_report.ipynb #1b2896d3
+def markdown_table(table:pd.DataFrame, # cells are shown as they are; the index is not
+                  )->str: # lines
+    "A table in Markdown."
+    return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in [table.columns, ['---']*table.shape[1], *table.values]) + '\n'
 
 # %% ../nbs/08_report.ipynb #4c36cd67
 def paired_difference(runs, # finished `Run`s of one setting

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GROUPS', 'SETTINGS', 'RunConfig', 'make_config', 'one_line', 'shot_groups', 'expected_calibration_error',
            'confusion_matrix', 'summarise', 'environment', 'Run', 'sample_weights', 'find_run', 'load_teacher', 'run',
-           'find_runs', 'load_runs', 'Parameters', 'ParameterError', 'given_parameters', 'Plan', 'project_root',
-           'pick_device', 'make_plan', 'check_parameters']
+           'find_runs', 'load_runs', 'parse_changes', 'changes_for', 'Parameters', 'ParameterError', 'given_parameters',
+           'Plan', 'project_root', 'pick_device', 'make_plan', 'check_parameters']
 
 # %% ../nbs/07_runs.ipynb #155798f0
 import ast, difflib, hashlib, json, os, platform, shutil, subprocess, time
@@ -46,11 +46,13 @@ class RunConfig(BaseModel):
     protocol: Protocol # resolved
     teacher_run: str|None = None # run id of the teacher
     expert_runs: tuple[str, ...] = () # of several (LFME)
+    n_val: int|None = Field(None, ge=1) # validation images per class; None: as the source says
 
     @model_validator(mode='after')
     def _check(self):
         source = get_source(self.dataset)
         long_tailed_counts(source.n_max, source.n_classes, self.rho)
+        if self.n_val and self.n_val > source.n_val: raise ValueError(f"n_val={self.n_val}: {self.dataset} sets {source.n_val} validation images per class aside; keep 1 to {source.n_val} of them.")
         check_model(self.net)
         method = self.make_method()
         object.__setattr__(self, 'settings', method.model_dump(mode='json')) # defaults spelled out: equal settings, equal ids
@@ -70,7 +72,7 @@ class RunConfig(BaseModel):
     def run_id(self)->str:
         "A readable name that ends in the config's hash, e.g. `bikd-mnist5k-rho100-seed0-1a2b3c4d5e`."
         values = self.model_dump(mode='json')
-        for where, name, default in ((values, 'expert_runs', []), (values['protocol'], 'warmup', 0.)): # joined later: at their defaults they rename no earlier run
+        for where, name, default in ((values, 'expert_runs', []), (values, 'n_val', None), (values['protocol'], 'warmup', 0.)): # joined later: at their defaults they rename no earlier run
             if where[name] == default: del where[name]
         text = json.dumps(values, sort_keys=True)
         return f"{self.method}-{self.dataset}-rho{self.rho:g}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
@@ -81,13 +83,14 @@ def make_config(dataset:str, rho:float, seed:int, method:str, # see `RunConfig`
                 preset_name:str='clean', # a key of `PRESETS`
                 protocol:dict|None=None, # overrides of the preset's protocol; `epochs` defaults to the source's
                 settings:dict|None=None, # overrides of the method's settings
-                teacher_run:str|None=None, expert_runs:tuple[str, ...]=() # of the one teacher, or of several
+                teacher_run:str|None=None, expert_runs:tuple[str, ...]=(), # of the one teacher, or of several
+                n_val:int|None=None # validation images per class, if fewer than the source sets aside
                )->RunConfig:
     "A config from a preset's name and what shall differ from it."
     source, big = get_source(dataset), get_method(method).big
     if big: preset_name = 'clean'
     m, p = preset(preset_name, method, dict(epochs=source.epochs) | (protocol or {}), settings)
-    return RunConfig(dataset=dataset, rho=float(rho), seed=seed, method=method, preset=preset_name, protocol=p, teacher_run=teacher_run, expert_runs=expert_runs,
+    return RunConfig(dataset=dataset, rho=float(rho), seed=seed, method=method, preset=preset_name, protocol=p, teacher_run=teacher_run, expert_runs=expert_runs, n_val=n_val,
                      net=net or (source.teacher if big else source.student), settings=m.model_dump(mode='json'))
 
 # %% ../nbs/07_runs.ipynb #1c50ce1e
@@ -290,9 +293,9 @@ def run(cfg:RunConfig, # what to run
     if (found := find_run(runs_dir, cfg.run_id)):
         (folder/'checkpoint.pt').unlink(missing_ok=True) # of a process that was killed after it had finished
         return found
-    split = split or load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir)
-    drawn, asked = ((x.dataset, x.rho, x.seed) for x in (split, cfg))
-    if drawn != asked: raise ValueError(f"the split given is (dataset, rho, seed) = {drawn}, the config's is {asked}.")
+    split = split or load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir, cfg.n_val)
+    drawn, asked = ((x.dataset, x.rho, x.seed, n) for x, n in ((split, len(split.val)//split.n_classes), (cfg, cfg.n_val or get_source(cfg.dataset).n_val)))
+    if drawn != asked: raise ValueError(f"the split given is (dataset, rho, seed, n_val) = {drawn}, the config's is {asked}.")
     method = cfg.make_method()
     method.check(split)
     teacher = method.join([load_teacher(runs_dir, t, split, cfg.protocol.normalisation) for t in cfg.teachers], split) if cfg.teachers else None
@@ -333,6 +336,27 @@ def load_runs(runs_dir # a folder of runs
 # %% ../nbs/07_runs.ipynb #608ecfa6
 SETTINGS = ('k', 'temperature', 'estimator') # parameters that belong to a method, not to the protocol
 
+def parse_changes(text:str|None # words like 'accumulation=sum hidden=[64]'
+                 )->dict[str, Any]: # field -> value
+    "Fields of method or protocol and their values, as JSON where it is JSON, else as text."
+    def value(s):
+        try: v = json.loads(s)
+        except ValueError: return s
+        return tuple(v) if isinstance(v, list) else v
+    pairs = [w.partition('=') for w in (text or '').split()]
+    if bad := [''.join(p) for p in pairs if not all(p)]: raise ValueError(f"change={text!r}: {bad[0]!r} is not of the form field=value, for example accumulation=sum.")
+    return {name: value(v) for name, _, v in pairs}
+
+def changes_for(method:str, # its name
+                changes:dict[str, Any] # as `parse_changes` gives them
+               )->tuple[dict, dict]: # settings of the method, fields of its protocol
+    "Those of the changes that mean something to a method. Teachers' nets are trained as ever, on pixels scaled as their students' are."
+    cls = get_method(method)
+    if cls.big: return {}, {f: v for f, v in changes.items() if f == 'normalisation'}
+    settings = {f: v for f, v in changes.items() if f in cls.model_fields}
+    return settings, {f: v for f, v in changes.items() if f in Protocol.model_fields and f not in settings}
+
+# %% ../nbs/07_runs.ipynb #2236d346
 class Parameters(BaseModel):
     "What `run_experiment.ipynb` accepts with `-p`; None means: as dataset and preset say."
     model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
@@ -350,6 +374,8 @@ class Parameters(BaseModel):
     k: int|None = Field(None, ge=1)
     estimator: str|None = None
     teacher_mode: str|None = None
+    change: str|None = None # any other field of method or protocol, of the students
+    n_val: int|None = Field(None, ge=1)
     device: str = 'cpu'
     data_dir: str|None = None
     runs_dir: str|None = None
@@ -426,15 +452,20 @@ def make_plan(p:Parameters)->Plan:
     if runs_dir.exists() and not runs_dir.is_dir(): raise ValueError(f"runs_dir={p.runs_dir!r} is a file; name a folder, which is made if missing.")
     if p.tensorboard and not find_spec('tensorboard'): raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard.")
     given = {f: v for f in ('epochs', 'batch_size', 'lr') if (v := getattr(p, f)) is not None}
-    settings = {f: v for f in SETTINGS if (v := getattr(p, f)) is not None}
-    mine = lambda m: {f: v for f, v in settings.items() if f in get_method(m).model_fields}
-    for f in settings:
-        if not any(f in mine(m) for m in methods): raise ValueError(f"{f}={settings[f]} would change nothing: none of the methods ({', '.join(methods)}) has it.")
+    changes = parse_changes(p.change)
+    if twice := set(changes) & {*SETTINGS, 'epochs', 'teacher_mode'}: raise ValueError(f"change={p.change!r}: {twice.pop()!r} is a parameter of its own; give it with -p.")
+    changes |= {f: v for f in SETTINGS if (v := getattr(p, f)) is not None}
+    mine, recipe = ((lambda m, i=i: changes_for(m, changes)[i]) for i in (0, 1))
+    for f in changes:
+        if any(f in part for m in methods for part in changes_for(m, changes)): continue
+        fields = sorted({*Protocol.model_fields, *(x for m in methods for x in get_method(m).model_fields)})
+        close = difflib.get_close_matches(f, fields, 1, .5)
+        raise ValueError(f"{f}={changes[f]} would change nothing: none of the methods ({', '.join(methods)}) has it" + (f"; did you mean {close[0]!r}?" if close else '.'))
     distilled = {} if p.teacher_mode is None else dict(teacher_mode=p.teacher_mode) # of students that have a teacher
     if distilled and not any(get_method(m).needs_teacher for m in methods): raise ValueError(f"teacher_mode={p.teacher_mode!r} would change nothing: none of the methods ({', '.join(methods)}) has a teacher.")
-    scaling, configs = preset(p.preset, 'ce')[1].normalisation, [] # a teacher sees pixels scaled as its students do
+    scaling, configs = preset(p.preset, 'ce', {f: v for f, v in changes.items() if f == 'normalisation'})[1].normalisation, [] # a teacher sees pixels scaled as its students do
     for seed in dict.fromkeys(map(int, seeds)):
-        big = lambda m: make_config(p.dataset, p.rho, seed, m, p.teacher, protocol=given | dict(normalisation=scaling))
+        big = lambda m: make_config(p.dataset, p.rho, seed, m, p.teacher, protocol=given | dict(normalisation=scaling), n_val=p.n_val)
         teachers, students = [big(m) for m in methods if get_method(m).big], []
         for m in methods:
             if get_method(m).big: continue
@@ -442,7 +473,7 @@ def make_plan(p:Parameters)->Plan:
             ids = tuple(t.run_id for t in mine_too)
             told = dict(teacher_run=ids[0]) if len(ids) == 1 else dict(expert_runs=ids)
             teachers += mine_too
-            students.append(make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given | (distilled if ids else {}), mine(m), **told))
+            students.append(make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given | (distilled if ids else {}) | recipe(m), mine(m), n_val=p.n_val, **told))
         configs += [*{c.run_id: c for c in teachers}.values(), *students]
     for name, head in dict.fromkeys((c.net, c.protocol.head_init) for c in configs): _try_net(name, head, get_source(p.dataset))
     return Plan(p, configs, runs_dir, pick_device(p.device))

@@ -14,20 +14,20 @@ class WeightNet(nn.Module):
     "f_φ of §3.2: per-sample losses `(B, 2)` = (CE_teacher, CE_student), detached, to weights `(B, 2)` = (w_hard, w_soft) in (0, 1)."
     def __init__(self,
                  hidden:tuple[int, ...]=(64, 64), # widths of the Tanh layers, at least one
-                 inputs:str='teacher,student', # which loss is the net's first input; callers always pass (teacher, student)
+                 inputs:str='teacher,student', # which losses it looks at, in which order; callers always pass (teacher, student)
                  outputs:str='sigmoid'): # 'sigmoid': each in (0, 1); 'softmax': they sum to one
         super().__init__()
         if not hidden or any(h < 1 for h in hidden):
             raise ValueError(f"hidden={hidden}: at least one layer of at least one unit, for example (64, 64).")
-        for name, given, known in (('inputs', inputs, ('teacher,student', 'student,teacher')), ('outputs', outputs, ('sigmoid', 'softmax'))):
-            if given not in known: raise ValueError(f"{name}={given!r} is unknown; there are: {known[0]!r}, {known[1]!r}.")
-        self.swap, self.outputs = inputs == 'student,teacher', outputs
-        sizes = [2, *hidden]
+        for name, given, known in (('inputs', inputs, ('teacher,student', 'student,teacher', 'teacher', 'student')), ('outputs', outputs, ('sigmoid', 'softmax'))):
+            if given not in known: raise ValueError(f"{name}={given!r} is unknown; there are: {', '.join(map(repr, known))}.")
+        self.columns, self.outputs = [('teacher', 'student').index(i) for i in inputs.split(',')], outputs
+        sizes = [len(self.columns), *hidden]
         layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.Tanh())]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 2))
 
     def forward(self, losses:Tensor)->Tensor:
-        z = self.layers(losses.flip(1) if self.swap else losses)
+        z = self.layers(losses[:, self.columns])
         return z.sigmoid() if self.outputs == 'sigmoid' else z.softmax(1)
 
 # %% ../nbs/03_weight_net.ipynb #74af1164
