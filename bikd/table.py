@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'paper_value', 'Interval', 'interval', 'choose', 'cell', 'cell_text', 'table1', 'wide', 'latex_table',
-           'pairs', 'inflation', 'find_cells']
+           'pairs', 'inflation', 'changed', 'effects', 'find_cells']
 
 # %% ../nbs/13_table.ipynb #1ebf037d
-import io
+import io, json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from scipy.stats import t as student_t
 
 from .methods import CONTROLS, TABLE1, rank
 from .report import ACCURACIES, LABELS, markdown_table, paired_difference, spread
-from .runs import Run, find_runs
+from .runs import Run, RunConfig, find_runs, make_config
 
 # %% ../nbs/13_table.ipynb #d87c7300
 PAPER = pd.read_csv(io.StringIO("""method,cifar10,,,,cifar100,,,
@@ -143,6 +143,29 @@ def inflation(runs, # finished `Run`s
             gain = lambda key: spread([x[key] - x['test_acc_pct_last'] for x in s if x[key] is not None])
             rows.append(dict(method=LABELS.get(m, m), dataset=d, rho=rho, n=len(s), best_on_test=gain('test_acc_pct_best_on_test'), val_selected=gain('test_acc_pct_val_selected')))
     return pd.DataFrame(rows)
+
+# %% ../nbs/13_table.ipynb #d704ac4a
+def changed(config:RunConfig, # of a run
+            base:RunConfig # of the run it is compared with
+           )->str: # 'field=value ...', '' for the base itself
+    "The fields of method, protocol and split in which a config differs from another. Seed, teacher and the preset's name do not count."
+    def flat(c): return {**c.settings, **c.protocol.model_dump(mode='json'), 'n_val': c.n_val, 'net': c.net}
+    old = flat(base)
+    return ' '.join(f'{k}={json.dumps(v) if isinstance(v, list) else v}' for k, v in flat(config).items() if v != old.get(k))
+
+def effects(runs, # `Run`s of one dataset and ρ, base and variants
+            method:str='bikd', preset:str='clean', accuracy:str='last')->pd.DataFrame: # indexed by change: n, mean, std, mean_difference, low, high, verdict
+    "What each change does: its accuracy, and the paired difference to the base over the seeds that both have."
+    def base(c): return make_config(c.dataset, c.rho, c.seed, method, c.net, preset, dict(epochs=c.protocol.epochs), teacher_run='base')
+    value, found = lambda r: r.summary[ACCURACIES[accuracy]], {}
+    for r in runs:
+        if r.config.method == method: found.setdefault(changed(r.config, base(r.config)), {})[r.config.seed] = value(r)
+    rows = {}
+    for change, by_seed in found.items():
+        i = interval([v - found[''][s] for s, v in by_seed.items() if s in found['']]) if found.get('') and set(by_seed) & set(found['']) else Interval(float('nan'), None, None, 0)
+        v = pd.Series(by_seed, dtype=float)
+        rows[change] = dict(n=len(v), mean=v.mean(), std=v.std(), difference=i.mean, low=i.low, high=i.high, verdict='base' if not change else i.verdict)
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'mean', 'std', 'difference', 'low', 'high', 'verdict']).rename_axis('change')
 
 # %% ../nbs/13_table.ipynb #9710e351
 def find_cells(runs_dir, # a folder of runs, or of folders named after data sets
