@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'only', 'Expert', 'HeadExpert', 'MediumExpert', 'TailExpert', 'Experts', 'own_accuracy', 'selection',
-           'easiness', 'curriculum', 'LFME']
+           'easiness', 'curriculum', 'LFME', 'ClassAwareCE']
 
 # %% ../nbs/05d_lfme.ipynb #b0febf85
 from dataclasses import replace
@@ -153,3 +153,9 @@ class LFME(Method):
     def state(self): return dict(student=self._student)
     def load_state(self, state): self._student = state['student']
     def report(self): return {f'heard_{g}': h for g, h in zip(PARTS, self.heard)}
+
+# %% ../nbs/05d_lfme.ipynb #9f5cdd2a
+@register
+class ClassAwareCE(CE):
+    "CE on class-balanced batches: LFME's sampler and nothing else."
+    name = 'ce_balanced'; sampler = 'class_aware'; needs = frozenset({'counts'})

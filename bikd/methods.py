@@ -246,7 +246,7 @@ class BiKD(BiKDSettings):
 # %% ../nbs/05_methods.ipynb #8e17046f
 METHODS:dict[str, type[Method]] = {}
 TABLE1 = ('teacher', 'ce', 'kd', 'bkd', 'cckd', 'wsl', 'rwkd', 'lfme', 'dive', 'bikd') # its rows
-CONTROLS = ('bsce', 'ce_val', 'kd_val', 'bsce_val', 'ltkd', 'l2rw', 'mwn', 'mwn_ci') # no teacher; validation images for all; the newest rival; ancestors
+CONTROLS = ('bsce', 'ce_balanced', 'ce_val', 'kd_val', 'bsce_val', 'ltkd', 'l2rw', 'mwn', 'mwn_ci') # no teacher; validation images for all; the newest rival; ancestors
 
 def register(cls:type[Method] # a subclass of `Method` with a `name`
             )->type[Method]: # the same class, so this works as a decorator
