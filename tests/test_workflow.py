@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest, yaml
 
 from bikd.graph import read_graph
+from bikd.methods import CONTROLS, TABLE1, get_method
 
 pytest.importorskip('snakemake', reason="the extra `grid` is not installed: pip install -e '.[grid]'")
 ROOT = Path(__file__).parent.parent
@@ -43,8 +44,9 @@ def records(folder):
 def test_the_files_of_experiments_name_runs():
     sizes = {p.stem: len(read_graph(yaml.safe_load(p.read_text())).jobs()) for p in (ROOT/'workflow'/'config').glob('*.yaml')}
     cifar = read_graph(yaml.safe_load((ROOT/'workflow'/'config'/'cifar.yaml').read_text())).jobs()
-    assert sizes['smoke'] == 8 and sizes['fashion'] == 24 and sizes['cifar'] % (2*4*3) == 0 # two datasets, four ρ, three seeds
-    assert all(j.config.protocol.epochs == 120 and j.config.net == ('resnet8x4' if j.needs or j.config.method == 'ce' else 'resnet32x4') for j in cifar.values())
+    each = 1 + 3 + len({*TABLE1, *CONTROLS} - {'teacher'}) # teacher, experts, students
+    assert sizes['smoke'] == 8 and sizes['fashion'] == 3*each + 3*5 and sizes['mnist5k'] == 3*3*each and sizes['cifar'] == 2*4*3*each # two datasets, four ρ, three seeds
+    assert all(j.config.protocol.epochs == 120 and j.config.net == ('resnet32x4' if get_method(j.config.method).big else 'resnet8x4') for j in cifar.values())
 
 
 TABLE = dict(table1=dict(notebook='nbs/table1.ipynb', parameters=dict(runs_dir='{runs_dir}')))
