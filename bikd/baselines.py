@@ -94,8 +94,8 @@ class WSL(Distillation):
 class DiVE(Priors):
     "Distilling virtual examples (He et al. 2021)."
     name = 'dive'; terms = ('hard', 'soft'); needs_teacher = True
-    presets = {'original': dict(balanced_teacher=True)}
-    recipes = {'original': dict(batch_size=128, weight_decay=2e-4, warmup=5/200, decay_at=(.6, .8), lr_decay=.01)}
+    presets = {'original': dict(balanced_teacher=True), 'paper': dict(temperature=4.)}
+    recipes = {'original': dict(batch_size=128, weight_decay=2e-4, warmup=5/200, decay_at=(.6, .8), lr_decay=.01), 'released': dict(warmup=5/120)}
     temperature: float = Field(3., gt=0) # τ
     soft_weight: float = Field(.5, ge=0, le=1) # α
     power: float = Field(.5, gt=0) # p
@@ -123,7 +123,7 @@ class CCKD(Priors):
     def begin(self, setting):
         super().begin(setting)
         logits, _ = setting.teacher('val')
-        self._teacher_prior = logits.double().softmax(1).mean(0).log().to(self._log_prior)
+        self._teacher_prior = logits.cpu().double().softmax(1).mean(0).log().to(self._log_prior)
 
     def losses(self, step):
         shift = self._log_prior if self.match_prior == 'train' else 0.

@@ -135,7 +135,7 @@ class LFME(Method):
 
     def after_epoch(self, logits, labels):
         "A_M: the student's mean accuracy per class of each group, among all classes."
-        right = logits.argmax(1) == labels
+        labels = labels.cpu(); right = logits.argmax(1).cpu() == labels
         self._student = [sum(right[labels == c].double().mean().item() for c in g)/len(g) for g in self._groups]
 
     @property

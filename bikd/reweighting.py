@@ -7,7 +7,7 @@ __all__ = ['FromZero', 'L2RW', 'RWKD', 'LossNet', 'MetaWeightNet', 'MetaWeightNe
 
 # %% ../nbs/05c_reweighting.ipynb #17e15212
 import copy
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -15,18 +15,15 @@ from torch import Tensor, nn
 
 from .data import counted
 from .losses import hard_loss
-from .methods import CE, Distillation, Method, Setting, register
+from .methods import CE, Bilevel, Distillation, Setting, register
 
 # %% ../nbs/05c_reweighting.ipynb #3ba8d707
-class FromZero(Method):
+class FromZero(Bilevel):
     "What L2RW and RW-KD share: the virtual step has weights zero, so it stays at θ; the weights follow from ∂L_val/∂w alone."
-    bilevel = True; at_theta = True
-    estimator: Literal['jvp', 'jvp_bf16', 'double_backward', 'finite_difference'] = 'jvp'
-    virtual_step: ClassVar[str] = 'plain'
+    at_theta = True
     _slope: Tensor = PrivateAttr(None) # ∂L_val/∂w of the batch at hand
 
     def virtual_weights(self, losses, step): return torch.zeros_like(losses)
-    def val_losses(self, step): return hard_loss(step.logits, step.labels).mean()
     def learn(self, w, g_w): self._slope = g_w; return True
 
 @register
@@ -44,6 +41,11 @@ class RWKD(FromZero, Distillation):
     "RW-KD (Lu et al. 2021), from two agreeing ports."
     name = 'rwkd'
     floor: float = Field(1e-8, gt=0) # δ
+    meta_loss: Literal['ce', 'mix'] = 'ce' # 'mix': mean of hard plus soft loss on validation images
+
+    def val_losses(self, step): return self.losses(step).sum(1).mean() if self.meta_loss == 'mix' else super().val_losses(step)
+    @property
+    def val_needs_teacher(self): return self.meta_loss == 'mix'
 
     def weights(self, losses, step):
         u = (-self._slope).clamp(min=self.floor)
@@ -58,12 +60,11 @@ class LossNet(nn.Module):
     def forward(self, h:Tensor)->Tensor: return self.body(h[:, None])[:, 0]
 
 @register
-class MetaWeightNet(CE):
+class MetaWeightNet(Bilevel, CE):
     "Meta-Weight-Net (Shu et al. 2019), in either of its official forms."
-    name = 'mwn'; bilevel = True
+    name = 'mwn'
     variant: Literal['label_noise', 'class_imbalance'] = 'label_noise'
     hidden: int = Field(100, ge=1)
-    estimator: Literal['jvp', 'jvp_bf16', 'double_backward', 'finite_difference'] = 'jvp'
     virtual_step: Literal['plain', 'optimizer'] = 'plain'
     _net: LossNet|None = PrivateAttr(None)
     _optimizer: torch.optim.Optimizer|None = PrivateAttr(None)
@@ -87,7 +88,6 @@ class MetaWeightNet(CE):
         h = losses[:, 0].detach().requires_grad_()
         return torch.autograd.grad((self._normalised(self._net(h))*h).sum(), h, create_graph=True)[0][:, None] # B·∂F/∂h
 
-    def val_losses(self, step): return hard_loss(step.logits, step.labels).mean()
     def learn(self, w, g_w):
         for p, g in zip(self._net.parameters(), torch.autograd.grad(w, tuple(self._net.parameters()), g_w)): p.grad = g
         self._optimizer.step(); self._moves += 1

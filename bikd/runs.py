@@ -72,8 +72,8 @@ class RunConfig(BaseModel):
     def run_id(self)->str:
         "A readable name that ends in the config's hash, e.g. `bikd-mnist5k-rho100-seed0-1a2b3c4d5e`."
         values = self.model_dump(mode='json')
-        for where, name, default in ((values, 'expert_runs', []), (values, 'n_val', None), (values['protocol'], 'warmup', 0.)): # joined later: at their defaults they rename no earlier run
-            if where[name] == default: del where[name]
+        for where, name, default in ((values, 'expert_runs', []), (values, 'n_val', None), (values['protocol'], 'warmup', 0.), (values['settings'], 'meta_loss', 'ce')):
+            if where.get(name, ...) == default: del where[name] # joined later: at their defaults they rename no earlier run
         text = json.dumps(values, sort_keys=True)
         return f"{self.method}-{self.dataset}-rho{self.rho:g}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 

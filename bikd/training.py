@@ -168,7 +168,7 @@ def train_epoch(shop:Workshop, # laid out by `set_up`
             def judge(theta):
                 told = shop.ask_teacher('val', [val_batch])[0] if method.val_needs_teacher else None
                 return method.val_losses(shop.step(shop.val, val_batch, lambda x: trial(student, theta, x, low=low), epoch, told)[1])
-            drift = shop.drift() if method.virtual_step == 'optimizer' else None
+            drift = shop.drift() if getattr(method, 'virtual_step', 'plain') == 'optimizer' else None
             with torch.random.fork_rng(devices=noise.devices): # the student's own dropout masks are not moved by this
                 g_w, val_loss = weight_gradient(at, judge, theta, w, lr, method.estimator, grads, drift) # lines 8, 10
             if method.learn(w, g_w):                                                # lines 11-16

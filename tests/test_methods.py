@@ -2,11 +2,12 @@
 from dataclasses import replace
 
 import pytest, torch
+from pydantic import PrivateAttr
 from torch import nn
 
 from bikd.data import toy_split
 from bikd.lfme import Experts
-from bikd.methods import CONTROLS, TABLE1, CE, Protocol, get_method, preset
+from bikd.methods import CONTROLS, TABLE1, Bilevel, Distillation, Protocol, get_method, preset
 from bikd.runs import Parameters, load_split, make_config, make_plan, run
 from bikd.training import evaluate, set_up, train, train_epoch
 
@@ -130,3 +131,27 @@ def test_fewer_validation_images_leave_the_training_set_alone(tmp_path):
     full = run(make_config('mnist5k', 100, 0, 'ce', protocol=dict(epochs=1)), tmp_path, show=False)
     assert r.folder != full.folder and r.metrics.test_acc_pct.tolist() == full.metrics.test_acc_pct.tolist() and r.summary['split_hash'] != full.summary['split_hash']
     with pytest.raises(ValueError, match='n_val'): run(make_config('mnist5k', 100, 0, 'kd', teacher_run='t', **kw), tmp_path, split=load_split('mnist5k', 100, 0))
+
+
+def test_a_bilevel_method_of_ones_own_needs_three_answers():
+    class PerLoss(Bilevel, Distillation):
+        "One weight per loss for all samples, moved against its slope."
+        name = 'per_loss'
+        _w: torch.Tensor = PrivateAttr(default_factory=lambda: torch.full((2,), .5, dtype=torch.float64))
+        def virtual_weights(self, losses, step): return self._w.expand_as(losses).clone().requires_grad_()
+        def weights(self, losses, step): return self._w.expand_as(losses)
+        def learn(self, w, g_w): self._w = (self._w - 10*g_w.sum(0)).clamp(0, 1); return True
+    method = PerLoss(); net = make_net(0)
+    train(net, method, SPLIT, Protocol(epochs=2, batch_size=20, lr=.02), teacher=make_net(1, 12), show=False)
+    assert not torch.equal(method._w, torch.full_like(method._w, .5))
+
+
+def test_statistics_come_from_images_as_they_are():
+    told = {}
+    class Ask(get_method('kd')):
+        name = 'ask'
+        def begin(self, setting): told.update({part: setting.teacher(part) for part in ('train', 'val')})
+    teacher = make_net(1, 12); shop = set_up(make_net(0), Ask(), SPLIT, Protocol(), teacher=teacher)
+    for part, images in (('train', SPLIT.train), ('val', SPLIT.val)):
+        plain = (images.pixels.double()/255 - shop.train.mean)/shop.train.std
+        assert (told[part][0] - teacher.eval()(plain)).abs().max() < 1e-9 and torch.equal(told[part][1], images.labels)
