@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from .methods import CONTROLS, TABLE1, rank
-from .report import ACCURACIES, LABELS, markdown_table, paired_difference, spread
+from .report import ACCURACIES, LABELS, markdown_table, paired_difference
 from .runs import Run, RunConfig, find_runs, make_config
 
 # %% ../nbs/13_table.ipynb #d87c7300
@@ -63,7 +63,8 @@ def choose(runs, # `Run`s
     "The runs of a cell; `ValueError` if they differ in more than their seed."
     cell = [r for r in runs if (r.config.dataset, r.config.rho, r.config.method) == (dataset, rho, method)]
     settings = {r.config.model_copy(update=dict(seed=0, teacher_run=None, expert_runs=())).model_dump_json() for r in cell}
-    if len(settings) > 1: raise ValueError(f"{len(settings)} settings of {method} on {dataset} at ρ = {rho:g} are in one folder: they cannot be averaged. Give each a folder of its own.")
+    if len(settings) > 1 or len({r.config.seed for r in cell}) < len(cell): # the same seed twice: other teachers
+        raise ValueError(f"the {len(cell)} runs of {method} on {dataset} at ρ = {rho:g} differ in more than their seed (settings, or the teacher): they cannot be averaged. Give each kind a folder of its own.")
     return sorted(cell, key=lambda r: r.config.seed)
 
 def cell(runs:list[Run], # of one cell
@@ -118,7 +119,7 @@ def pairs(runs, # finished `Run`s
           columns:list[tuple[str, float]], # (dataset, ρ)
           a:str, rivals:list[str], # a minus each of them
           accuracy:str='last'
-         )->pd.DataFrame: # dataset, rho, pair, mean, low, high, n, verdict
+         )->pd.DataFrame: # dataset, rho, a, b, mean, low, high, n, verdict, and the interval as text
     "Paired differences over the seeds that both have; pairs without a common seed are left out."
     rows = []
     for d, rho in columns:
@@ -127,20 +128,20 @@ def pairs(runs, # finished `Run`s
             diff = paired_difference(both, a, b, ACCURACIES[accuracy])
             if a == b or not len(diff): continue
             i = interval(diff)
-            rows.append(dict(dataset=d, rho=rho, a=a, b=b, mean=i.mean, low=i.low, high=i.high, n=i.n, verdict=i.verdict))
-    return pd.DataFrame(rows, columns=['dataset', 'rho', 'a', 'b', 'mean', 'low', 'high', 'n', 'verdict'])
+            rows.append(dict(dataset=d, rho=rho, a=a, b=b, mean=i.mean, low=i.low, high=i.high, n=i.n, verdict=i.verdict, text=str(i)))
+    return pd.DataFrame(rows, columns=['dataset', 'rho', 'a', 'b', 'mean', 'low', 'high', 'n', 'verdict', 'text'])
 
 # %% ../nbs/13_table.ipynb #1da625f4
 def inflation(runs, # finished `Run`s
               columns:list[tuple[str, float]], methods:list[str]
-             )->pd.DataFrame: # method, then per column: best on test - last, val-selected - last
-    "Mean over seeds of what selecting an epoch adds, in points."
+             )->pd.DataFrame: # a row per cell: method, dataset, rho, n, best_on_test, val_selected; the latter None where val chooses nothing
+    "What selecting an epoch adds to the last one, in points: means over seeds."
     rows = []
     for m in methods:
         for d, rho in columns:
             s = [r.summary for r in choose(runs, d, rho, m)]
             if not s: continue
-            gain = lambda key: spread([x[key] - x['test_acc_pct_last'] for x in s if x[key] is not None])
+            gain = lambda key: pd.Series([x[key] - x['test_acc_pct_last'] for x in s if x[key] is not None], dtype=float).mean()
             rows.append(dict(method=LABELS.get(m, m), dataset=d, rho=rho, n=len(s), best_on_test=gain('test_acc_pct_best_on_test'), val_selected=gain('test_acc_pct_val_selected')))
     return pd.DataFrame(rows)
 
@@ -148,24 +149,28 @@ def inflation(runs, # finished `Run`s
 def changed(config:RunConfig, # of a run
             base:RunConfig # of the run it is compared with
            )->str: # 'field=value ...', '' for the base itself
-    "The fields of method, protocol and split in which a config differs from another. Seed, teacher and the preset's name do not count."
+    "The fields of method, protocol and split in which a config differs from another, as `-p change` takes them. Seed, teacher and the preset's name do not count."
     def flat(c): return {**c.settings, **c.protocol.model_dump(mode='json'), 'n_val': c.n_val, 'net': c.net}
     old = flat(base)
-    return ' '.join(f'{k}={json.dumps(v) if isinstance(v, list) else v}' for k, v in flat(config).items() if v != old.get(k))
+    return ' '.join(f"{k}={v if isinstance(v, str) else json.dumps(v, separators=(',', ':'))}" for k, v in flat(config).items() if v != old.get(k))
 
 def effects(runs, # `Run`s of one dataset and ρ, base and variants
-            method:str='bikd', preset:str='clean', accuracy:str='last')->pd.DataFrame: # indexed by change: n, mean, std, mean_difference, low, high, verdict
-    "What each change does: its accuracy, and the paired difference to the base over the seeds that both have."
+            method:str='bikd', preset:str='clean', accuracy:str='last')->pd.DataFrame: # indexed by change: n runs, mean, std, pairs, difference, low, high, verdict, text
+    "What each change does: its accuracy, and the paired difference to the base over the seeds that both have. `ValueError` for runs of several settings, or without a base."
+    runs = [r for r in runs if r.config.method == method]
+    places = {(r.config.dataset, r.config.rho, r.config.net, r.config.protocol.epochs) for r in runs}
+    if len(places) > 1: raise ValueError(f"runs of {len(places)} settings (data set, ρ, net, epochs) were given; changes are compared within one.")
     def base(c): return make_config(c.dataset, c.rho, c.seed, method, c.net, preset, dict(epochs=c.protocol.epochs), teacher_run='base')
     value, found = lambda r: r.summary[ACCURACIES[accuracy]], {}
     for r in runs:
-        if r.config.method == method: found.setdefault(changed(r.config, base(r.config)), {})[r.config.seed] = value(r)
+        found.setdefault(changed(r.config, base(r.config)), {})[r.config.seed] = value(r)
+    if runs and '' not in found: raise ValueError(f"no run of {method} by the preset {preset!r} itself was given: changes have nothing to be compared with.")
     rows = {}
     for change, by_seed in found.items():
-        i = interval([v - found[''][s] for s, v in by_seed.items() if s in found['']]) if found.get('') and set(by_seed) & set(found['']) else Interval(float('nan'), None, None, 0)
-        v = pd.Series(by_seed, dtype=float)
-        rows[change] = dict(n=len(v), mean=v.mean(), std=v.std(), difference=i.mean, low=i.low, high=i.high, verdict='base' if not change else i.verdict)
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'mean', 'std', 'difference', 'low', 'high', 'verdict']).rename_axis('change')
+        v, pair = pd.Series(by_seed, dtype=float), [x - found[''][s] for s, x in by_seed.items() if s in found['']]
+        rows[change] = dict(n=len(v), mean=v.mean(), std=v.std(), pairs=len(pair)) | (dict(verdict='base', text='') if not change else dict(verdict='no seed in common', text='') if not pair else
+            dict(difference=(i := interval(pair)).mean, low=i.low, high=i.high, verdict=i.verdict, text=str(i)))
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'mean', 'std', 'pairs', 'difference', 'low', 'high', 'verdict', 'text']).rename_axis('change')
 
 # %% ../nbs/13_table.ipynb #9710e351
 def find_cells(runs_dir, # a folder of runs, or of folders named after data sets
