@@ -28,7 +28,7 @@ COLOURS = dict(teacher='#000000', ce='#7F7F7F', kd='#0072B2', bikd='#D55E00', bk
                wsl='#E69F00', rwkd='#56B4E9', lfme='#8C6D31', dive='#882255', bsce='#332288', ltkd='#DDCC77', l2rw='#44AA99', mwn='#AA4499')
 LABELS = dict(teacher='Teacher (CE)', ce='Student (CE)', kd='KD', bikd='BiKD', bkd='BKD', cckd='CCKD',
               wsl='WSL', rwkd='RWKD', lfme='LFME', dive='DiVE', # as Table 1 prints them
-              bsce='Balanced softmax', ce_balanced='CE, class-balanced batches', ce_val='CE, train ∪ val', kd_val='KD, train ∪ val', bsce_val='Balanced softmax, train ∪ val', ltkd='LTKD', l2rw='L2RW',
+              bsce='Balanced softmax', ce_balanced='CE by class-balanced batches', ce_val='CE on train ∪ val', kd_val='KD on train ∪ val', bsce_val='Balanced softmax on train ∪ val', ltkd='LTKD', l2rw='L2RW',
               mwn='Meta-Weight-Net', mwn_ci='Meta-Weight-Net (imbalance)', teacher_bsce='Teacher (balanced softmax)',
               expert_head='LFME expert, head', expert_medium='LFME expert, medium', expert_tail='LFME expert, tail')
 

@@ -94,6 +94,28 @@ def test_readme_numbers_are_those_of_the_records(root):
     assert f"ended at {a:.1f} and {b:.1f} instead of {ours:.1f}" in text
 
 
+def test_readme_table_and_its_reading_are_those_of_the_records(root):
+    from bikd.methods import CONTROLS, TABLE1
+    from bikd.report import LABELS, markdown_table
+    from bikd.table import find_cells, pairs, table1, wide
+    text, rows, columns = (root/'README.md').read_text(), [*TABLE1, *CONTROLS], [('mnist5k', rho) for rho in (10., 50., 100.)]
+    runs = find_cells(root/'paper_figures'/'records', ['mnist5k'])
+    table = markdown_table(wide(table1(runs, columns, rows)).rename_axis('method').reset_index())
+    assert table.strip() in text and table in (root/'paper_figures'/'table1.md').read_text() and '(3)' in table and 'not run' not in table
+    mean = table1(runs, columns, rows).pivot(index='method', columns='rho', values='mean')
+    p = pairs(runs, columns[-1:], 'bikd', rows[1:]).set_index('b')
+    assert set(p.index[p.verdict == 'behind']) == {'cckd', 'lfme', 'bsce', 'ce_balanced', 'ltkd', 'l2rw', 'ce_val', 'bsce_val'} and list(p.index[p.verdict == 'ahead']) == ['mwn']
+    assert (mean.loc['bikd', [50., 100.]] > mean.loc['kd', [50., 100.]]).all() and not (mean.drop('teacher').idxmax() == 'bikd').any()
+    assert f"is {mean.loc['bsce', 100.] - mean.loc['bikd', 100.]:.0f} points above BiKD" in text and f"is {mean.loc['ce_val', 100.] - mean.loc['bikd', 100.]:.0f} points above BiKD" in text
+    assert abs(mean.loc['lfme', 100.] - mean.loc['ce_balanced', 100.]) < 2
+    ends = {c: [] for c in ('w_hard', 'w_soft')}
+    for r in runs:
+        if (r.config.method, r.config.rho) != ('bikd', 100.): continue
+        last = r.class_weights[r.class_weights.epoch == r.class_weights.epoch.max()].set_index('class')
+        for c in ends: ends[c].append(last[c][9]/last[c][0])
+    hard, soft = ends.values(); assert {f'{x:.1f}' for x in hard} == {'1.2'} and f'{min(soft):.1f} to {max(soft):.1f} times' .split(' times')[0] in text
+
+
 def test_the_planners_record_is_what_the_workflows_page_says(root):
     off = pd.read_csv(root/'paper_figures'/'records'/'cost'/'compared.csv').off.sort_values().tolist(); text = (root/'workflow'/'README.md').read_text()
     assert len(off) == 12 and f'nine took {off[0]:.2f} to {off[8]:.2f} times' in text and f'took {off[9]:.1f} to {off[11]:.1f} times' in text
