@@ -38,7 +38,7 @@ def test_the_page_is_worth_reading_and_a_second_call_repeats_nothing(root, tmp_p
 
 
 BAD = [(['roh', '100'], "unknown parameter 'roh' (did you mean 'rho'?)"), (['rho', '0.5'], '>= 1'), (['rho', 'abc'], "rho = 'abc'"), (['dataset', 'cifar11'], 'mnist5k, fashion_mnist, cifar10, cifar100'),
-       (['methods', 'kd nope'], "method 'nope' is unknown; there are: teacher, ce, kd, bikd"), (['epochs', '0'], 'epochs = 0'), (['k', '0'], 'k = 0'),
+       (['methods', 'kd nope'], "method 'nope' is unknown; there are: teacher, ce, kd, bkd, cckd"), (['epochs', '0'], 'epochs = 0'), (['k', '0'], 'k = 0'),
        (['data_dir', '/no/such/folder'], "data_dir='/no/such/folder' does not exist"), (['rho', '1000'], 'without an image'), (['seeds', 'one'], 'whole numbers'), (['epochs', '2.5'], 'epochs = 2.5')]
 
 
