@@ -186,7 +186,7 @@ class Clock:
 class PhiLearner:
     "φ, its optimizer, accumulator and clock: Algorithm 1, lines 11-16 and 19."
     def __init__(self, s:BiKDSettings, setting:Setting):
-        self.s, self.moves, self.clock = s, 0, Clock(s.update_rule, s.k)
+        self.s, self.moves, self.clock, self.sizes = s, 0, Clock(s.update_rule, s.k), []
         with counted(setting.seed, 'init', 'weight net'): self.phi = s.make_weight_net().to(setting.device, setting.dtype)
         kind = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}[s.phi_optimizer]
         self.optimizer = kind(self.phi.parameters(), lr=s.phi_lr, weight_decay=s.phi_weight_decay)
@@ -196,6 +196,7 @@ class PhiLearner:
     def forget(self): "∇φ ← 0."; self.grads = [torch.zeros_like(p) for p in self.phi.parameters()]
 
     def begin_epoch(self, decays:int):
+        self.sizes = [] # of this epoch's ∇φ
         if self.clock.begin_epoch(): self.forget()
         for group in self.optimizer.param_groups: group['lr'] = self.s.phi_lr*self.s.phi_decay**decays
         if self.s.phi_clock == 'epoch': self.phi_t = copy.deepcopy(self.phi)
@@ -207,6 +208,7 @@ class PhiLearner:
         self.grads = [a + g/share for a, g in zip(self.grads, hyper)]
         if moved := self.clock.tick():
             for p, g in zip(self.phi.parameters(), self.grads): p.grad = g
+            self.sizes.append(torch.stack([g.norm() for g in self.grads]).norm())
             self.optimizer.step(); self.forget(); self.moves += 1
         return moved or self.phi_t is not self.phi
 
@@ -248,7 +250,10 @@ class BiKD(BiKDSettings):
 
     def state(self): return self._learner.state()
     def load_state(self, state): self._learner.load_state(state)
-    def report(self): return dict(phi_moves=self._learner.moves, phi_lr=self._learner.optimizer.param_groups[0]['lr'])
+    def report(self):
+        "Moves so far, φ's learning rate, and the mean norm of the epoch's accumulated hypergradients (NaN if φ did not move)."
+        l = self._learner
+        return dict(phi_moves=l.moves, phi_lr=l.optimizer.param_groups[0]['lr'], phi_grad=sum(map(float, l.sizes))/len(l.sizes) if l.sizes else float('nan'))
 
 # %% ../nbs/05_methods.ipynb #8e17046f
 METHODS:dict[str, type[Method]] = {}

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .data import Batch, Gallery, PlainError, Split, class_aware_batches, counted, endless_batches, epoch_batches, pixel_stats
 from .hypergradient import FORWARD_MODE, Noise, train_gradient, trainable, trial, weight_gradient
+from .losses import hard_loss
 from .memo import Memo, fingerprint
 from .methods import Method, Protocol, Setting, Step
 from .models import check_logits, count_macs
@@ -224,19 +225,29 @@ def accuracy_pct(logits:Tensor, # `(N, C)`
 # %% ../nbs/06_training.ipynb #2301c06a
 class Tally:
     "Sums over an epoch; `row()` gives its means, `by_class` the mean weights per class."
-    def __init__(self, method:Method, n_classes:int, device):
+    def __init__(self, method:Method, n_classes:int, n_images:int, device):
         self.method, K = method, len(method.terms)
         self.seen, self.losses, self.loss, self.correct, self.val_loss, self.batches = 0, torch.zeros(K, device=device), 0., 0., 0., 0
         self.w, self.n = torch.zeros(n_classes, K, device=device), torch.zeros(n_classes, 1, device=device)
+        self.each, self.times = torch.zeros(n_images, 2 + K, device=device), torch.zeros(n_images, 1, device=device)
 
     def __call__(self, step, losses, w, val_loss):
         self.seen += len(w); self.batches += 1
         self.losses += losses.sum(0); self.loss += (w*losses).sum(); self.correct += (step.logits.argmax(1) == step.labels).sum()
         self.w.index_add_(0, step.labels, w.float()); self.n.index_add_(0, step.labels, torch.ones_like(w[:, :1]).float())
         if val_loss is not None: self.val_loss += val_loss
+        student = hard_loss(step.logits.detach(), step.labels)
+        teacher = torch.full_like(student, torch.nan) if step.teacher_logits is None else hard_loss(step.teacher_logits, step.labels)
+        self.each.index_add_(0, step.ids, torch.stack([teacher, student, *w.unbind(1)], 1).float()); self.times.index_add_(0, step.ids, torch.ones_like(self.times[:len(w)]))
 
     @property
     def by_class(self)->Tensor: "Mean weights `(C, K)`."; return self.w/self.n
+
+    @property
+    def by_image(self)->dict[str, Tensor]: # float16, on the CPU
+        "`ce_teacher`, `ce_student` and a `w_<term>` each `(N,)`; NaN for images the epoch did not show and where there is no teacher."
+        names = ['ce_teacher', 'ce_student', *(f'w_{t}' for t in self.method.terms)]
+        return dict(zip(names, (self.each/self.times).half().cpu().unbind(1)))
 
     def row(self)->dict[str, float]:
         "The epoch's means, and what the method reports."
@@ -267,6 +278,7 @@ class Progress:
     "How far a training has come."
     history: list[dict] = field(default_factory=list) # a row per epoch
     class_weights: list = field(default_factory=list) # per epoch: mean weights, C lists of K numbers
+    trace: list[dict] = field(default_factory=list) # per epoch: `Tally.by_image`, and φ as it then was, its parameters named `phi.<name>`
     seconds: float = 0. # spent so far, interruptions not counted
     teacher_seconds: float = 0. # of these, for the teacher's answers
     teacher_computed: int = 0 # answers that were not in the memo
@@ -352,7 +364,7 @@ def train(student:nn.Module, # trained in place
     bar = Bar(label or method.name, protocol.epochs, len(progress.history), show)
     for epoch in range(len(progress.history), protocol.epochs):                 # line 3
         began = time.perf_counter()
-        tally = Tally(method, shop.split.n_classes, shop.device)
+        tally = Tally(method, shop.split.n_classes, len(shop.train), shop.device)
         with counted(seed, 'noise', epoch, device=shop.device): train_epoch(shop, epoch, tally)
         row = dict(epoch=epoch + 1, lr=shop.optimizer.param_groups[0]['lr'], **tally.row())
         for name, gallery in (('val', shop.val), ('test', shop.test)):
@@ -363,6 +375,7 @@ def train(student:nn.Module, # trained in place
             if not math.isfinite(row[f'{name}_ce']):
                 raise NonFiniteLoss(f"after epoch {epoch}: the {name} cross-entropy is {row[f'{name}_ce']}; the student has diverged. Lower the learning rate.")
         progress.history.append(row); progress.class_weights.append(tally.by_class.tolist())
+        progress.trace.append(tally.by_image | {f'phi.{n}': p.detach().to('cpu', copy=True) for n, p in (method.weight_net.state_dict() if hasattr(method, 'weight_net') else {}).items()})
         progress.seconds += time.perf_counter() - began
         progress.teacher_seconds, progress.teacher_computed = (before + sum(getattr(m, what) for m in shop.memos.values())
                                                                for before, what in zip(spent, ('seconds', 'computed')))
