@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'VERDICTS', 'draw_diagram', 'figure1', 'figure2', 'sample_ta
            'plot_weights_over_training']
 
 # %% ../nbs/14_figures.ipynb #0d46006d
-import math
+import math, textwrap
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from matplotlib.colors import LogNorm
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .baselines import thirds
-from .report import COLOURS, LABELS, TEXT_WIDTH, by_method, colour, paper_style
+from .report import COLOURS, LABELS, TEXT_WIDTH, by_method, colour, of_all_classes, paper_style
 from .runs import Run, shot_groups
 from .table import interval
 from .weight_net import weight_surface
@@ -195,18 +195,18 @@ def _multiples(methods, width:int=5):
     rows = math.ceil(len(methods)/width)
     fig, axs = plt.subplots(rows, min(width, len(methods)), figsize=(TEXT_WIDTH, .3 + .95*rows), sharex=True, sharey=True, squeeze=False)
     for ax in axs.flat[len(methods):]: ax.axis('off')
-    for ax, m in zip(axs.flat, methods): ax.set_title(LABELS.get(m, m).replace(' on train', '\non train').replace(' by class', '\nby class').replace('Net (', 'Net\n('), fontsize=6, color=colour(m))
+    for ax, m in zip(axs.flat, methods): ax.set_title(textwrap.fill(LABELS.get(m, m), 16, break_on_hyphens=False), fontsize=6, color=colour(m))
     return fig, axs
 
 def per_class(runs # finished `Run`s of one dataset and ρ
              )->pd.DataFrame: # a row per run and class: method, seed, class, n, accuracy
-    "Test accuracy of each class in percent, beside its training images."
+    "Test accuracy of each class in percent, beside its training images; experts, who know some classes only, are left out."
     return pd.DataFrame([dict(method=r.config.method, seed=r.config.seed, n=n, accuracy=a, **{'class': c})
-                         for r in runs for c, (n, a) in enumerate(zip(r.summary['n_per_class'], r.summary['per_class_acc_pct']))])
+                         for r in of_all_classes(runs) for c, (n, a) in enumerate(zip(r.summary['n_per_class'], r.summary['per_class_acc_pct']))])
 
 def plot_accuracy_by_count(runs, against:str='kd')->Figure:
     "Accuracy of a class over its number of training images, a panel per method: mean over seeds, every seed a dot."
-    t = per_class(runs); methods = list(by_method(runs))
+    t = per_class(runs); methods = list(t.method.unique())
     with paper_style():
         fig, axs = _multiples(methods)
         for ax, m in zip(axs.flat, methods):

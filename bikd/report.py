@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT_WIDTH', 'STYLE', 'COLOURS', 'LABELS', 'ACCURACIES', 'colour', 'paper_style', 'save_figure', 'plot_counts',
-           'by_method', 'plot_curves', 'spread', 'accuracy_table', 'per_class_table', 'markdown_table',
-           'paired_difference', 'plot_per_class', 'plot_weight_net', 'plot_class_weights']
+           'by_method', 'plot_curves', 'spread', 'accuracy_table', 'of_all_classes', 'per_class_table',
+           'markdown_table', 'paired_difference', 'plot_per_class', 'plot_weight_net', 'plot_class_weights']
 
 # %% ../nbs/08_report.ipynb #0e8ee810
 from contextlib import contextmanager
@@ -119,10 +119,16 @@ def accuracy_table(runs # finished `Run`s
                     'train time (s)': f"{sum(x['train_time_s'] for x in s)/len(s):.0f}"}
     return pd.DataFrame(rows).T.rename_axis('method')
 
+def of_all_classes(runs # `Run`s of one dataset and ρ
+                  )->list[Run]:
+    "Without those that know some of the classes only, as LFME's experts do."
+    C = max((len(r.summary['n_per_class']) for r in runs), default=0)
+    return [r for r in runs if len(r.summary['n_per_class']) == C]
+
 def per_class_table(runs # finished `Run`s of one dataset and ρ
                    )->pd.DataFrame: # classes by methods, strings
-    "Test accuracy per class in percent at the last epoch, beside the class's training images."
-    groups = by_method(runs)
+    "Test accuracy per class in percent at the last epoch, beside the class's training images; experts are left out."
+    groups = by_method(of_all_classes(runs))
     n = next(iter(groups.values()))[0].summary['n_per_class']
     cells = {m: [spread(v) for v in zip(*(r.summary['per_class_acc_pct'] for r in rs))] for m, rs in groups.items()}
     return pd.DataFrame(dict(images=n) | cells).rename_axis('class')
@@ -145,14 +151,15 @@ def paired_difference(runs, # finished `Run`s of one setting
 # %% ../nbs/08_report.ipynb #ccac99d5
 def plot_per_class(runs # finished `Run`s of one dataset and ρ
                   )->Figure:
-    "Accuracy of each class, head to tail, a line per method; every seed a dot."
+    "Accuracy of each class, head to tail, a line per method; every seed a dot. Experts are left out."
+    runs = of_all_classes(runs)
     with paper_style():
         fig, ax = plt.subplots(figsize=(TEXT_WIDTH, 1.8))
         for m, rs in by_method(runs).items():
             acc = torch.tensor([r.summary['per_class_acc_pct'] for r in rs])
             ax.plot(acc.mean(0), c=colour(m), label=LABELS.get(m, m))
             for a in acc: ax.plot(a, '.', c=colour(m), alpha=.5)
-        n = rs[0].summary['n_per_class']
+        n = runs[0].summary['n_per_class']
         if len(n) <= 20: ax.set_xticks(range(len(n)), [f'{c}\n{k}' for c, k in enumerate(n)])
         ax.set(xlabel='class, and its training images', ylabel='test accuracy (%)', ylim=(0, 103)); ax.legend(loc='lower left')
     return fig
