@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'VERDICTS', 'draw_diagram', 'figure1', 'figure2', 'sample_table', 'setting_label', 'figure3', 'claim',
            'head_and_tail', 'figure3_claims', 'confusion_pct', 'inner_steps', 'draw_inner_steps', 'figure4',
            'figure4_claims', 'per_class', 'plot_accuracy_by_count', 'reliability', 'plot_reliability',
-           'plot_weights_over_training']
+           'plot_weights_over_training', 'plot_surfaces', 'alarms', 'pick_runs']
 
 # %% ../nbs/14_figures.ipynb #0d46006d
 import math, textwrap
@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .baselines import thirds
+from .data import get_source
+from .methods import get_method
 from .report import COLOURS, LABELS, TEXT_WIDTH, by_method, colour, of_all_classes, paper_style
-from .runs import Run, shot_groups
-from .table import interval
+from .runs import ParameterError, Run, shot_groups
+from .table import find_cells, interval
 from .weight_net import weight_surface
 
 # %% ../nbs/14_figures.ipynb #b2ce1d65
@@ -163,7 +165,8 @@ def draw_inner_steps(ax, table:pd.DataFrame):
     ax.set(xlabel='k', ylabel='test accuracy (%)', xticks=range(len(ks)), xticklabels=ks)
 
 def figure4(kd, bikd, # finished `Run`s of one setting, several seeds
-            by_k:pd.DataFrame # as `inner_steps` gives it
+            by_k:pd.DataFrame, # as `inner_steps` gives it
+            k_setting:str='' # what it was measured on
            )->Figure:
     "(a) confusion matrices of KD and BiKD on one colour scale; (b) BiKD's accuracy against k."
     with paper_style():
@@ -176,7 +179,7 @@ def figure4(kd, bikd, # finished `Run`s of one setting, several seeds
             ax.set(title=f'(a) {LABELS[runs[0].config.method]}', xlabel='predicted class'); ax.set_yticks(ax.get_xticks() if C > 20 else range(0, C, 3)); ax.set_xticks(range(0, C, 3) if C <= 20 else ax.get_xticks())
             if C > 20: ax.set(xlim=(-.5, C - .5), ylim=(C - .5, -.5))
         axs[0].set_ylabel('true class'); fig.colorbar(image, ax=axs[:2], label='% of the true class', pad=.02, aspect=25)
-        draw_inner_steps(axs[2], by_k); axs[2].set_title('(b) inner steps')
+        draw_inner_steps(axs[2], by_k); axs[2].set_title(f'(b) inner steps\n{k_setting}'.strip())
         fig.suptitle(f'{setting_label(bikd[0])}; means of {len(bikd)} seed{"s"*(len(bikd) > 1)}', fontsize=6, color='#666666')
     return fig
 
@@ -260,3 +263,63 @@ def plot_weights_over_training(runs # finished `Run`s of one method and setting,
             ax.set_xlabel('epoch')
         axs[0, 0].set_ylabel('class'); axs[1, 0].set_ylabel('mean weight'); axs[1, -1].legend(); fig.colorbar(image, ax=axs[0], label='mean weight', pad=.02)
     return fig
+
+# %% ../nbs/14_figures.ipynb #16435bee
+def plot_surfaces(r:Run, # a finished BiKD run with a trace
+                  shown:int=6, # epochs
+                  ce_max:float=4. # largest cross-entropy shown, nats
+                 )->Figure:
+    "f_φ after some epochs, hard above soft, and the samples as that epoch met them; colours and axes are shared."
+    t = r.trace; E = len(t['ce_student'])
+    epochs = sorted({round(e) for e in np.linspace(1, E, min(shown, E))})
+    with torch.no_grad(): surfaces = torch.stack([weight_surface(r.weight_net(epoch=e), ce_max)[1] for e in epochs]) # (epochs, n, n, 2)
+    with paper_style():
+        fig, axs = plt.subplots(2, len(epochs), figsize=(TEXT_WIDTH, 2.1), sharex=True, sharey=True, squeeze=False)
+        for row, (name, z) in enumerate(zip(('hard', 'soft'), surfaces.unbind(3))):
+            for ax, e, w in zip(axs[row], epochs, z):
+                image = ax.imshow(w.T, origin='lower', extent=(0, ce_max, 0, ce_max), vmin=surfaces.min(), vmax=surfaces.max(), aspect='auto')
+                ax.scatter(*(t[f'ce_{who}'][e - 1].float().clamp(max=ce_max) for who in ('teacher', 'student')), s=.6, lw=0, c='white', alpha=.6, rasterized=True)
+                if row == 0: ax.set_title(f'epoch {e}', fontsize=6)
+            axs[row, 0].set_ylabel(f'$w^{{\\mathrm{{{name}}}}}$\nstudent CE')
+        fig.supxlabel('teacher CE (nats)', fontsize=7); fig.colorbar(image, ax=axs, label='weight', pad=.02, aspect=30)
+    return fig
+
+# %% ../nbs/14_figures.ipynb #5b9dc9b0
+def alarms(r:Run, # a finished run
+           near:float=.02, # how close to 0, ½ or 1 a weight counts as stuck there
+           share:float=.95, # of the samples
+           least_move:float=.01, # of the mean weight of a class
+           least_grad:float=1e-8 # norm of the accumulated hypergradient; Adam's ε
+          )->list[str]: # sentences; empty: nothing is stuck
+    "Signs that a weight net is stuck; none for methods without one."
+    if not hasattr(r.config.make_method(), 'make_weight_net'): return []
+    names, out = [c for c in r.class_weights if c.startswith('w_')], []
+    table, m = r.class_weights.pivot(index='epoch', columns='class', values=names), r.metrics
+    for name in names:
+        w = r.samples[name].double() if name in r.samples else torch.tensor(table[name].iloc[-1].to_numpy())
+        for value, word in ((0, '0'), (.5, '½'), (1, '1')):
+            if (stuck := ((w - value).abs() < near).double().mean().item()) >= share: out.append(f'{name} is saturated: {100*stuck:.0f} % of the weights are within {near} of {word}.')
+    if 'phi_moves' in m and m.phi_moves.iloc[-1] == 0: out.append('φ has never moved: there are fewer batches than k.')
+    elif len(table) > 1 and (moved := (table.iloc[-1] - table.iloc[0]).abs().max()) < least_move: out.append(f'φ has hardly moved: no class changed its mean weight by more than {moved:.1g}.')
+    if 'phi_grad' in m and len(size := m.phi_grad.dropna()) and size.iloc[-1] < least_grad: out.append(f'hypergradients are near zero: their mean norm in the last epoch is {size.iloc[-1]:.1g}.')
+    return out
+
+# %% ../nbs/14_figures.ipynb #65d45c69
+def pick_runs(folder, # of runs, or of folders named after data sets
+              dataset:str, rho:float, seeds:str, # as given to a notebook; seeds: 'all', or numbers separated by spaces
+              methods:list[str],
+              missing:bool=False # whether methods without a run are left out; else each must have one
+             )->dict[str, list[Run]]: # method -> its finished runs by seed
+    "Finished runs of one setting. `ParameterError` where there are none."
+    words = str(seeds).split()
+    try:
+        get_source(dataset)
+        for m in methods: get_method(m)
+        if words != ['all'] and not (words and all(s.isdecimal() for s in words)): raise ValueError(f"seeds={seeds!r}: 'all', or whole numbers separated by spaces.")
+        found = [r for r in find_cells(folder, [dataset]) if r.config.rho == rho and r.config.method in methods and (words == ['all'] or str(r.config.seed) in words)]
+    except (ValueError, OSError) as e: raise ParameterError(str(e)) from None
+    groups = by_method(found)
+    lacking = [m for m in methods if m not in groups]
+    if lacking and not (missing and groups):
+        raise ParameterError(f"{folder} holds no finished run of {lacking[0]} on {dataset} at rho={rho:g} with seeds {seeds}. Train it with run_experiment.ipynb, or name another runs_dir.")
+    return {m: sorted(groups[m], key=lambda r: r.config.seed) for m in methods if m in groups}

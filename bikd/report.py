@@ -48,14 +48,14 @@ def paper_style():
 # %% ../nbs/08_report.ipynb #d42708fa
 def save_figure(fig:Figure, # drawn
                 stem, # path without its ending; the folder is made if missing
-                data:pd.DataFrame # the plotted numbers
-               )->list[Path]: # the three files
-    "Write `stem.pdf`, `stem.png` and `stem.csv`, without dates."
+                data:pd.DataFrame|None=None # the plotted numbers; None: of a drawing, which has none
+               )->list[Path]: # the files
+    "Write `stem.pdf`, `stem.png` and, of a plot, `stem.csv`, without dates."
     stem = Path(stem); stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(stem.name + e) for e in ('.pdf', '.png', '.csv')]
+    files = [stem.with_name(stem.name + e) for e in ('.pdf', '.png', '.csv')][:2 if data is None else 3]
     fig.savefig(files[0], metadata=dict(CreationDate=None, Creator=None, Producer=None))
     fig.savefig(files[1], dpi=220, metadata=dict(Software=None))
-    data.to_csv(files[2])
+    if data is not None: data.to_csv(files[2])
     return files
 
 # %% ../nbs/08_report.ipynb #0ea9eea0
