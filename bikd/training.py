@@ -352,7 +352,8 @@ def train(student:nn.Module, # trained in place
           stats:tuple[Tensor, Tensor]|None=None, # mean and std per channel; default: as the protocol says
           memo=None, # a folder for the teacher's answers, shared by all its students; None: none are kept
           memo_gib:float=2., # the largest memo to keep
-          compile:bool|None=None # the forward-mode pass; None: if the run is long enough to repay it
+          compile:bool|None=None, # the forward-mode pass; None: if the run is long enough to repay it
+          watch:Callable|None=None # called after each epoch with the workshop and the epoch, counted from 0; may look at everything
          )->tuple[Workshop, Progress]: # what it was trained in, and the history of all epochs; the student is now the last epoch's
     "Train a student by any method: Algorithm 1 with its outer loop. Errors: `set_up`, `load_checkpoint`, `NonFiniteLoss`."
     protocol = protocol or Protocol()
@@ -380,6 +381,7 @@ def train(student:nn.Module, # trained in place
         progress.teacher_seconds, progress.teacher_computed = (before + sum(getattr(m, what) for m in shop.memos.values())
                                                                for before, what in zip(spent, ('seconds', 'computed')))
         if checkpoint: save_checkpoint(checkpoint, shop, progress, key)
+        if watch: watch(shop, epoch)
         log(row)
         bar.step('  '.join([f"loss {row['train_loss']:.3f}"] + [f"{k.removesuffix('_acc_pct')} {v:5.1f} %" for k, v in row.items() if k in ('val_acc_pct', 'test_acc_pct')]))
     bar.bar.close()
