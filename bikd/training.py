@@ -387,6 +387,7 @@ def train(student:nn.Module, # trained in place
     bar.bar.close()
     return shop, progress
 
+# %% ../nbs/06_training.ipynb #4adbee45
 def _scalars(folder)->Callable:
     "A function that writes a row as TensorBoard scalars, or does nothing."
     if folder is None: return lambda row: None
