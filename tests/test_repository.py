@@ -17,6 +17,7 @@ def test_settings_and_pyproject_name_the_same_dependencies(root, settings):
     assert sorted(settings['notebooks_requirements'].split()) == sorted(extras['notebooks'])
     assert sorted(settings['bench_requirements'].split()) == sorted(extras['bench'])
     assert sorted(settings['grid_requirements'].split()) == sorted(extras['grid'])
+    assert sorted(settings['explore_requirements'].split()) == sorted(extras['explore'])
     assert sorted(settings['dev_requirements'].split()) == sorted(d for d in extras['dev'] if not d.startswith('bikd['))
     assert settings['min_python'] in project['requires-python']
 
