@@ -55,6 +55,6 @@ def plot_alignment(table:pd.DataFrame # rows of `class_alignment`, with a column
         fig, axs = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 1.7), sharey=True)
         for ax, (term, grid) in zip(axs, grids.items()):
             C, E = grid.shape
-            image = ax.imshow(grid, aspect='auto', cmap='PuOr_r', vmin=-1, vmax=1, extent=(.5, E + .5, C - .5, -.5)); ax.set(title=f'{term} loss', xlabel='epoch')
+            image = ax.imshow(grid, aspect='auto', cmap='PuOr_r', vmin=-1, vmax=1, extent=(.5, E + .5, C - .5, -.5)); ax.set(title=f'{term} loss', xlabel='epoch', yticks=range(0, C, max(1, C//5)))
         axs[0].set_ylabel('class'); fig.colorbar(image, ax=axs, label='cosine with $g_{\\mathrm{val}}$', pad=.02)
     return fig
