@@ -128,7 +128,7 @@ def provenance(runs, # finished `Run`s
     "What stands behind a cell (dataset, ρ, method): run, seed, config, split, machine, revision, time."
     rows = []
     for r in runs:
-        c, s, env = r.config, r.summary, json.loads((r.folder/'env.json').read_text())
+        c, s, env = r.config, r.summary, r.environment
         rows.append(dict(dataset=c.dataset, rho=c.rho, method=c.method, preset=c.preset, net=c.net, seed=c.seed, last=s['test_acc_pct_last'], run=c.run_id, teacher=' '.join(c.teachers),
                          split=s['split_hash'], seconds=s['train_time_s'], machine=env['gpu'] or f"{env['cpu']}, {env['threads']} threads", torch=env['torch'],
                          revision=(env['git_revision'] or 'unknown')[:9] + (' + changes' if env['git_dirty'] else ''), finished=env['finished_at'],

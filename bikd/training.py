@@ -7,7 +7,7 @@ __all__ = ['Teacher', 'Workshop', 'set_up', 'train_epoch', 'NonFiniteLoss', 'che
            'atomic_write', 'Progress', 'run_key', 'save_checkpoint', 'load_checkpoint', 'Bar', 'train']
 
 # %% ../nbs/06_training.ipynb #7080d36d
-import copy, hashlib, math, os, sys, time
+import copy, hashlib, io, math, os, sys, time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -305,12 +305,16 @@ def save_checkpoint(path, # where; written whole or not at all
     "Everything `load_checkpoint` needs to go on after the last finished epoch."
     state = dict(key=key, student=shop.student.state_dict(), optimizer=shop.optimizer.state_dict(),
                  method=shop.method.state(), progress=vars(progress))
-    atomic_write(path, lambda tmp: torch.save(state, tmp))
+    buffer = io.BytesIO(); torch.save(state, buffer); data = buffer.getbuffer()
+    def write(tmp):
+        with open(tmp, 'wb') as f: f.write(hashlib.sha256(data).hexdigest().encode() + b'\n'); f.write(data)
+    atomic_write(path, write)
 
 def load_checkpoint(path, shop:Workshop, key:str)->Progress:
     "Put a saved state back. `ValueError` for a damaged file or one of another run."
-    try: state = torch.load(path, map_location=shop.device, weights_only=True)
-    except Exception as e: raise ValueError(f"checkpoint {path} cannot be read ({type(e).__name__}): remove it to start this run anew.") from e
+    digest, _, data = Path(path).read_bytes().partition(b'\n')
+    if hashlib.sha256(data).hexdigest().encode() != digest: raise ValueError(f"checkpoint {path} cannot be read: it is damaged, or of another version of bikd. Remove it to start this run anew.")
+    state = torch.load(io.BytesIO(data), map_location=shop.device, weights_only=True)
     if not isinstance(state, dict) or state.get('key') != key:
         raise ValueError(f"checkpoint {path} belongs to another run (other method, settings, images, student or teacher): "
                          "remove it, or resume with what it was made with.")

@@ -29,7 +29,7 @@ def record(runs_dir, cfg):
     "A run's files, less what names the moment."
     folder = Path(runs_dir)/cfg.run_id
     out = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != 'env.json'} # the teacher's memo is a cache, not a record
-    summary = json.loads(out.pop('summary.json'))
+    summary = json.loads(out.pop('summary.json')); del out['SHA256SUMS'] # it names the moment too, by env.json and summary.json
     for name in ('train_time_s', 'teacher_time_s', 'teacher_answers_computed'): del summary[name]
     return out | dict(summary=summary)
 
