@@ -184,6 +184,7 @@ def seal(folder, # of a record
     files = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in ('.json', '.csv', '.safetensors') and not p.name.startswith('.')} | more
     atomic_write(Path(folder)/SUMS, lambda tmp: tmp.write_text(''.join(f'{_sha256(data)}  {name}\n' for name, data in sorted(files.items()))))
 
+# %% ../nbs/07_runs.ipynb #073d4c2f
 @dataclass(frozen=True)
 class Run:
     "A finished run's folder."
