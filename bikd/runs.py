@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'SUMS', 'SETTINGS', 'RunConfig', 'make_config', 'one_line', 'shot_groups', 'calibration',
-           'expected_calibration_error', 'confusion_matrix', 'summarise', 'environment', 'seal', 'Run', 'last_look',
-           'find_run', 'load_teacher', 'run', 'find_runs', 'load_runs', 'parse_changes', 'changes_for', 'Parameters',
-           'ParameterError', 'given_parameters', 'Plan', 'project_root', 'pick_device', 'make_plan', 'check_parameters']
+           'expected_calibration_error', 'confusion_matrix', 'summarise', 'environment', 'seal', 'Sealed', 'Run',
+           'last_look', 'find_run', 'load_teacher', 'run', 'find_runs', 'load_runs', 'parse_changes', 'changes_for',
+           'Parameters', 'ParameterError', 'given_parameters', 'Plan', 'project_root', 'pick_device', 'make_plan',
+           'check_parameters']
 
 # %% ../nbs/07_runs.ipynb #155798f0
 import ast, difflib, hashlib, json, os, platform, shutil, subprocess, time
@@ -184,11 +185,29 @@ def seal(folder, # of a record
     files = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in ('.json', '.csv', '.safetensors') and not p.name.startswith('.')} | more
     atomic_write(Path(folder)/SUMS, lambda tmp: tmp.write_text(''.join(f'{_sha256(data)}  {name}\n' for name, data in sorted(files.items()))))
 
+@dataclass(frozen=True)
+class Sealed:
+    "A folder whose files are compared with their checksums when they are read."
+    folder: Path
+
+    @cached_property
+    def _sums(self)->dict[str, str]:
+        path = self.folder/SUMS
+        if not path.exists(): raise ValueError(f"{self.folder} has no {SUMS}: the run is not finished, or an older version of bikd made it. {_AGAIN}; or, if you trust its files as they are, seal them: bikd.runs.seal({str(self.folder)!r}).")
+        try: return dict(line.split('  ')[::-1] for line in path.read_text().splitlines())
+        except ValueError: raise ValueError(f"{path} is damaged. {_AGAIN}.") from None
+
+    def _file(self, name:str)->Path:
+        "`ValueError` if the record lacks it, or if it is not what was written."
+        path = self.folder/name
+        if not path.exists(): raise ValueError(f"{self.folder} has no {name}: an older version of bikd made this run, or the file was not kept with the record. {_AGAIN}.")
+        if self._sums.get(name) != _sha256(path.read_bytes()): raise ValueError(f"{path} is not the file that this run wrote: its checksum is not the one in {SUMS}. It is damaged or foreign. {_AGAIN}.")
+        return path
+
 # %% ../nbs/07_runs.ipynb #073d4c2f
 @dataclass(frozen=True)
-class Run:
+class Run(Sealed):
     "A finished run's folder."
-    folder: Path
     fresh: bool = False # trained just now, not loaded
 
     @cached_property
@@ -215,20 +234,6 @@ class Run:
     def trace(self)->dict[str, Tensor]:
         "Training images over E epochs, as `bikd.training.Tally.by_image` has them, each `(E, N)`; and φ's parameters, `phi.<name>` `(E, ...)`."
         return load_file(self._file('trace.safetensors'))
-
-    @cached_property
-    def _sums(self)->dict[str, str]:
-        path = self.folder/SUMS
-        if not path.exists(): raise ValueError(f"{self.folder} has no {SUMS}: the run is not finished, or an older version of bikd made it. {_AGAIN}; or, if you trust its files as they are, seal them: bikd.runs.seal({str(self.folder)!r}).")
-        try: return dict(line.split('  ')[::-1] for line in path.read_text().splitlines())
-        except ValueError: raise ValueError(f"{path} is damaged. {_AGAIN}.") from None
-
-    def _file(self, name:str)->Path:
-        "`ValueError` if the record lacks it, or if it is not what was written."
-        path = self.folder/name
-        if not path.exists(): raise ValueError(f"{self.folder} has no {name}: an older version of bikd made this run, or the file was not kept with the record. {_AGAIN}.")
-        if self._sums.get(name) != _sha256(path.read_bytes()): raise ValueError(f"{path} is not the file that this run wrote: its checksum is not the one in {SUMS}. It is damaged or foreign. {_AGAIN}.")
-        return path
 
     def student(self)->nn.Module:
         "The trained net."

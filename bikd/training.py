@@ -273,6 +273,7 @@ def atomic_write(path, # where the file shall be
     try: os.fsync(folder)
     finally: os.close(folder)
 
+# %% ../nbs/06_training.ipynb #0daf0bb3
 @dataclass
 class Progress:
     "How far a training has come."
