@@ -275,6 +275,9 @@ class Views:
     pad: int = 4 # zero padding on each side, pixels
     flip: bool = True # mirrored views too
 
+    def __post_init__(self):
+        if self.size < 1 or self.pad < 0: raise ValueError(f"size={self.size}, pad={self.pad}: images are at least 1 pixel wide, and 0 or more pixels are padded on each side.")
+
     @property
     def n(self)->int:
         "How many views there are."
@@ -302,6 +305,9 @@ class Gallery:
                  std:Tensor, # likewise
                  device='cpu', # where images live and batches are made
                  dtype=torch.float32): # of the batches
+        channels = images.pixels.shape[1]
+        if mean.shape != (channels,) or std.shape != (channels,) or not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+            raise ValueError(f"mean={mean.tolist()}, std={std.tolist()}: one finite number per channel was expected ({channels} of each), and std above 0.")
         self.views, self.device, self.labels = views, torch.device(device), images.labels.to(device)
         self.padded = F.pad(images.pixels, (views.pad,)*4).permute(0, 2, 3, 1).contiguous().to(device) # `(N, H + 2p, W + 2p, channels)`
         self.crops = self.padded.unfold(1, views.size, 1).unfold(2, views.size, 1).permute(0, 1, 2, 4, 5, 3) # `(N, 2p + 1, 2p + 1, H, W, channels)`, a view

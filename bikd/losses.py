@@ -24,7 +24,8 @@ def hard_loss(logits:Tensor, # raw outputs `(B, C)`
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise ValueError(f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; "
                          f"expected integer class numbers of shape ({len(logits)},).")
-    return F.cross_entropy(logits, labels, reduction='none')
+    try: return F.cross_entropy(logits, labels, reduction='none')
+    except IndexError: raise ValueError(f"labels go from {labels.min().item()} to {labels.max().item()}; with logits of {logits.shape[1]} classes they must lie in 0 to {logits.shape[1] - 1}.") from None
 
 # %% ../nbs/02_losses.ipynb #de8a5977
 def soft_loss(logits_s:Tensor, # student logits `(B, C)`
@@ -37,6 +38,7 @@ def soft_loss(logits_s:Tensor, # student logits `(B, C)`
     if logits_s.shape != logits_t.shape:
         raise ValueError(f"student logits {tuple(logits_s.shape)} and teacher logits {tuple(logits_t.shape)} differ in shape: "
                          "the same batch and the same classes are needed.")
+    if logits_s.dtype != logits_t.dtype: raise ValueError(f"student logits are {logits_s.dtype}, teacher logits {logits_t.dtype}: convert one of them, or one loses digits unseen.")
     log_s = F.log_softmax(logits_s/temperature, 1)
     log_t = F.log_softmax(logits_t.detach()/temperature, 1)
     return temperature**2 * (log_t.exp()*(log_t - log_s)).sum(1)

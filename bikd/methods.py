@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, Callable, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
 from .data import Split, counted
@@ -300,6 +300,12 @@ class Protocol(BaseModel):
     head_init: Literal['default', 'kaiming'] = 'default' # see `bikd.models.CifarResNet`
     teacher_mode: Literal['eval', 'eval_bf16', 'train'] = 'eval' # 'eval_bf16': under autocast; 'train': BatchNorm uses batch statistics
     report: Literal['last', 'val_selected', 'best_on_test'] = 'last' # the accuracy a headline quotes; all three are stored
+
+    @field_validator('decay_at')
+    @classmethod
+    def _within(cls, at):
+        if not all(0 < f <= 1 for f in at): raise ValueError(f"decay_at={at}: fractions of the schedule, above 0 and at most 1.")
+        return at
 
     def decays(self, epoch:int # counted from 0
               )->int: # how often the learning rate has been decayed when it begins

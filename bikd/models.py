@@ -84,6 +84,7 @@ def create_model(name:str, # 'resnet8', 'resnet32x4', ..., or 'package.module:fa
                 )->nn.Module: # freshly initialised, in train mode
     "A net by name (§4.1). `ValueError` for an unknown name or head."
     check_model(name)
+    if num_classes < 1 or in_channels < 1: raise ValueError(f"num_classes={num_classes}, in_channels={in_channels}: both must be at least 1.")
     if seed is not None:
         with counted(seed, 'init', name): return create_model(name, num_classes, in_channels, head_init)
     if ':' not in name:

@@ -20,14 +20,16 @@ def as_images(pixels, # uint8 `(N, channels, H, W)` or `(N, H, W)`, array or ten
               labels # integers `(N,)`, 0 .. C-1
              )->Images:
     "Images as `bikd.data` keeps them; `ValueError` for other shapes, dtypes or lengths."
-    pixels, labels = (torch.as_tensor(np.asarray(a)) for a in (pixels, labels))
+    pixels, labels = map(np.asarray, (pixels, labels))
+    if labels.dtype.kind not in 'iu' or labels.shape != (len(pixels),):
+        raise ValueError(f"labels have shape {labels.shape} and dtype {labels.dtype}; expected {len(pixels)} integers, one for each image.")
+    if not len(pixels): raise ValueError("there is no image.")
+    pixels, labels = torch.as_tensor(pixels), torch.as_tensor(labels)
     if pixels.ndim == 3: pixels = pixels[:, None]
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[2] != pixels.shape[3]:
         raise ValueError(f"images have shape {tuple(pixels.shape)} and dtype {pixels.dtype}; "
                          "expected uint8 pixels (0 to 255) of shape (N, channels, H, W) with H = W.")
-    if labels.shape != (len(pixels),) or labels.is_floating_point():
-        raise ValueError(f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected {len(pixels)} integers, one for each image.")
-    if len(labels) and labels.min() < 0: raise ValueError(f"label {labels.min().item()} is negative; classes are numbered from 0.")
+    if labels.min() < 0: raise ValueError(f"label {labels.min().item()} is negative; classes are numbered from 0.")
     return Images(pixels.contiguous(), labels.long().contiguous())
 
 def hold_out(images:Images, # labelled images
@@ -72,6 +74,7 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
     if (val_images is None) != (val_labels is None): raise ValueError("val_images and val_labels are given together or not at all.")
     if (mean is None) != (std is None): raise ValueError("mean and std are given together or not at all.")
     pool = as_images(images, labels)
+    if pool.labels.max() == 0: raise ValueError("all labels are 0: with one class there is nothing to tell apart.")
     nothing = Images(pool.pixels[:0], pool.labels[:0])
     if val_images is not None: rest, val = pool, as_images(val_images, val_labels)
     elif get_method(method).bilevel or val_per_class: rest, val = hold_out(pool, val_per_class, seed)

@@ -6,8 +6,7 @@
 __all__ = ['GROUPS', 'SUMS', 'SETTINGS', 'RunConfig', 'make_config', 'one_line', 'shot_groups', 'calibration',
            'expected_calibration_error', 'confusion_matrix', 'summarise', 'environment', 'seal', 'Sealed', 'Run',
            'last_look', 'find_run', 'load_teacher', 'run', 'find_runs', 'load_runs', 'parse_changes', 'changes_for',
-           'Parameters', 'ParameterError', 'given_parameters', 'Plan', 'project_root', 'pick_device', 'make_plan',
-           'check_parameters']
+           'Parameters', 'ParameterError', 'given_parameters', 'Plan', 'project_root', 'make_plan', 'check_parameters']
 
 # %% ../nbs/07_runs.ipynb #155798f0
 import ast, difflib, hashlib, json, os, platform, shutil, subprocess, time
@@ -30,7 +29,7 @@ from .data import PlainError, Source, Split, data_home, get_source, load_split, 
 from .losses import hard_loss
 from .methods import CONTROLS, TABLE1, Method, Protocol, get_method, preset, rank
 from .models import check_logits, check_model, create_model
-from .training import Progress, Teacher, Workshop, atomic_write, evaluate, train
+from .training import Progress, Teacher, Workshop, atomic_write, evaluate, pick_device, train
 
 # %% ../nbs/07_runs.ipynb #ef6b6118
 class RunConfig(BaseModel):
@@ -479,14 +478,6 @@ def project_root()->Path:
     "The nearest folder upward that holds `settings.ini`, else the working folder: papermill, Lab and nbdev_test start in different ones."
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
-
-def pick_device(name:str)->torch.device:
-    "A device that is there; `ValueError` otherwise."
-    try: device = torch.device(name)
-    except RuntimeError as e: raise ValueError(f"device={name!r} is unknown; there are: cpu, cuda, cuda:0, mps.") from e
-    there = dict(cpu=device.index is None, cuda=torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(), mps=torch.backends.mps.is_available())
-    if not there.get(device.type): raise ValueError(f"device={name!r} is not available on this machine; use device='cpu'.")
-    return device
 
 # %% ../nbs/07_runs.ipynb #d8d70da0
 def _words(text, what:str)->list[str]:

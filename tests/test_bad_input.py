@@ -1,0 +1,149 @@
+"""Bad input in one table: the right exception, a message that says what was given, what is allowed and what to do, and nothing written.
+
+Columns: a name, a call that gets an empty folder, the exception, and words the message must hold.
+"""
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from pydantic import ValidationError
+from torch import nn
+
+import bikd
+from bikd import data, losses, models
+from bikd.data import Images, PlainError, load_split, long_tailed_counts, toy_split
+from bikd.hypergradient import hypergradient
+from bikd.methods import BiKD, CE, KD, Protocol, get_method, preset
+from bikd.own_data import as_images, distill, hold_out
+from bikd.runs import Parameters, ParameterError, Run, find_run, find_runs, load_teacher, make_config, make_plan, run
+from bikd.training import NonFiniteLoss, set_up, train
+from bikd.weight_net import WeightNet
+
+torch.manual_seed(0)
+SPLIT = toy_split()
+PIXELS, LABELS = SPLIT.train
+N, C = len(LABELS), SPLIT.n_classes
+QUICK = Protocol(epochs=1, batch_size=10, lr=.02)
+def net(C=C, width=4, channels=1): return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16*width, C))
+class Tuple(nn.Module):
+    def __init__(self): super().__init__(); self.net = net()
+    def forward(self, x): return self.net(x), x
+class Diverged(nn.Module):
+    def __init__(self): super().__init__(); self.net = net(); self.net[-1].weight.data.fill_(float('nan'))
+    def forward(self, x): return self.net(x)
+class Pooling(nn.Module): # BatchNorm after global pooling: one value per channel for a batch of one
+    def __init__(self): super().__init__(); self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, C))
+    def forward(self, x): return self.net(x)
+def labels(*changes): y = LABELS.clone(); [y.__setitem__(i, v) for i, v in changes]; return y
+def own(student=None, teacher=None, x=PIXELS, y=LABELS, *val, **kw): return distill(teacher or net(), student or net(), x, y, *val, **dict(epochs=1, batch_size=10, show=False, pad=1, k=1) | kw)
+def on(split, method=None, student=None, protocol=QUICK, **kw): return train(student or net(), method or BiKD(), split, protocol, **dict(teacher=net(), show=False) | kw)
+def only(images, *classes): return images.take(torch.isin(images.labels, torch.tensor(classes)).nonzero()[:, 0])
+def plan(**kw): return make_plan(Parameters(**kw))
+def logits(*shape): return torch.zeros(*shape)
+def trained(d, **kw): # a finished teacher of one epoch
+    cfg = make_config('mnist5k', 100, 0, 'teacher', net='resnet8', protocol=dict(epochs=1)); run(cfg, d, show=False); return cfg
+def hyper(**kw):
+    given = dict(student=net().double(), weight_net=WeightNet().double(), x=torch.randn(5, 1, 8, 8).double(), y=torch.tensor([0, 1, 2, 0, 1]), teacher_logits=torch.randn(5, 3).double(), x_val=torch.randn(4, 1, 8, 8).double(), y_val=torch.tensor([0, 1, 2, 0]))
+    more = {k: kw.pop(k) for k in list(kw) if k not in given}
+    return hypergradient(**given | kw, **dict(lr=.1, temperature=4.) | more)
+
+V, P = ValueError, ParameterError
+CASES = [
+    # pixels and labels of one's own
+    ('float pixels', lambda d: own(x=PIXELS/255), V, 'expected uint8'),
+    ('NaN pixels', lambda d: own(x=torch.full(PIXELS.shape, float('nan'))), V, 'expected uint8'),
+    ('infinite pixels', lambda d: own(x=torch.full(PIXELS.shape, float('inf'))), V, 'expected uint8'),
+    ('pixels of rank 2', lambda d: own(x=PIXELS.flatten(1)), V, 'shape'),
+    ('oblong images', lambda d: own(x=PIXELS[..., :6]), V, 'H = W'),
+    ('two channels', lambda d: own(x=PIXELS.expand(-1, 2, -1, -1)), V, 'channels'),
+    ('no images', lambda d: own(x=PIXELS[:0], y=LABELS[:0]), V, 'no image'),
+    ('fewer labels than images', lambda d: own(y=LABELS[:-1]), V, 'one for each image'),
+    ('one-hot labels', lambda d: own(y=torch.eye(C)[LABELS]), V, 'one for each image'),
+    ('float labels', lambda d: own(y=LABELS.float()), V, 'integers'),
+    ('boolean labels', lambda d: own(y=LABELS > 0), V, 'integers'),
+    ('labels as words', lambda d: own(y=np.array(['cat']*N)), V, 'integers'),
+    ('a negative label', lambda d: own(y=labels((0, -1))), V, 'negative'),
+    ('a label beyond the net', lambda d: own(y=labels(*((i, C) for i in range(4)))), V, 'logits of shape (1, 4)'),
+    ('one class', lambda d: own(x=PIXELS[LABELS == 0], y=LABELS[LABELS == 0], student=net(1), teacher=net(1)), V, 'one class'),
+    ('an empty class', lambda d: own(x=PIXELS[LABELS != 1], y=LABELS[LABELS != 1]), V, 'class 1 has no image'),
+    ('validation images without labels', lambda d: own(None, None, PIXELS, LABELS, SPLIT.val.pixels), V, 'together'),
+    ('validation set misses a class', lambda d: own(None, None, PIXELS, LABELS, *only(SPLIT.val, 0, 2)), V, 'class 1 has none'),
+    ('validation images of another size', lambda d: own(None, None, PIXELS, LABELS, SPLIT.val.pixels[..., :6, :6], SPLIT.val.labels), V, 'validation images'),
+    ('more set aside than there are', lambda d: hold_out(SPLIT.train, 50), V, 'cannot be set aside'),
+    ('mean without std', lambda d: own(mean=[.5]), V, 'together'),
+    ('std of zero', lambda d: own(mean=[.5], std=[0.]), V, 'std'),
+    ('mean of three channels for one', lambda d: own(mean=[.5]*3, std=[.2]*3), V, 'channel'),
+    ('mean that is NaN', lambda d: own(mean=[float('nan')], std=[.2]), V, 'mean'),
+    ('a crop beyond the image', lambda d: own(pad=-1), V, 'pad'),
+    # nets
+    ('teacher with other classes', lambda d: own(teacher=net(C + 1)), V, 'teacher'),
+    ('student with other classes', lambda d: own(student=net(C + 1)), V, 'student'),
+    ('student without parameters', lambda d: own(student=nn.Flatten()), V, 'nothing to train'),
+    ('frozen student', lambda d: own(student=net().requires_grad_(False)), V, 'nothing to train'),
+    ('student returns a tuple', lambda d: own(student=Tuple()), V, 'tuple'),
+    ('teacher returns a tuple', lambda d: own(teacher=Tuple()), V, 'tuple'),
+    ('student for other channels', lambda d: own(student=net(channels=3)), V, 'student'),
+    ('batch of one with BatchNorm', lambda d: on(SPLIT, CE(), Pooling(), Protocol(epochs=1, batch_size=1)), V, 'batch_size'),
+    ('no teacher', lambda d: on(SPLIT, KD(), teacher=None), V, 'needs a teacher'),
+    ('a diverged student', lambda d: on(SPLIT, CE(), Diverged()), NonFiniteLoss, 'hard loss is nan'),
+    ('a diverged teacher', lambda d: on(SPLIT, KD(), teacher=Diverged()), NonFiniteLoss, 'soft loss is nan'),
+    ('a device that is not there', lambda d: own(device='cuda:77'), V, 'not available'),
+    ('an unknown net', lambda d: models.create_model('resnet9', 10), V, 'resnet{8, 14'),
+    ('a net without classes', lambda d: models.create_model('resnet8', 0), V, 'num_classes'),
+    # splits
+    ('rho below 1', lambda d: long_tailed_counts(100, 10, .5), V, '>= 1'),
+    ('rho infinite', lambda d: long_tailed_counts(100, 10, float('inf')), V, 'rho'),
+    ('rho NaN', lambda d: long_tailed_counts(100, 10, float('nan')), V, 'rho'),
+    ('rho huge', lambda d: load_split('mnist5k', 1e6), V, 'would leave class'),
+    ('a data set that nobody knows', lambda d: load_split('mnist6k', 10), V, 'mnist5k'),
+    ('a data folder that is not there', lambda d: load_split('fashion_mnist', 10, data_dir=d/'none'), (V, OSError), 'none'),
+    ('an empty data folder', lambda d: load_split('cifar10', 10, data_dir=d), PlainError, 'cifar-10-python.tar.gz'),
+    ('no validation images left', lambda d: load_split('mnist5k', 10, n_val=0), V, '1 to'),
+    # losses
+    ('logits and labels of other lengths', lambda d: losses.hard_loss(logits(4, 3), torch.zeros(5).long()), V, 'shape (4,)'),
+    ('label beyond the logits', lambda d: losses.hard_loss(logits(2, 3), torch.tensor([0, 3])), V, '0 to 2'),
+    ('float labels in a loss', lambda d: losses.hard_loss(logits(2, 3), torch.tensor([0., 1.])), V, 'integer class numbers'),
+    ('student and teacher of other shapes', lambda d: losses.soft_loss(logits(4, 3), logits(4, 2), 4.), V, '(4, 2)'),
+    ('temperature zero', lambda d: losses.soft_loss(logits(4, 3), logits(4, 3), 0.), V, 'temperature'),
+    ('temperature negative', lambda d: losses.soft_loss(logits(4, 3), logits(4, 3), -1.), V, 'temperature'),
+    ('student and teacher of other dtypes', lambda d: losses.soft_loss(logits(4, 3), logits(4, 3).double(), 4.), V, 'float64'),
+    # hypergradient
+    ('estimator nobody knows', lambda d: hyper(estimator='magic'), V, 'jvp'),
+    ('learning rate zero', lambda d: hyper(lr=0.), V, 'lr'),
+    ('hypergradient of a frozen student', lambda d: hyper(student=net().double().requires_grad_(False)), V, 'nothing to train'),
+    ('weights of float32, losses of float64', lambda d: hyper(weight_net=WeightNet()), V, 'float32'),
+    ('teacher logits of another batch', lambda d: hyper(teacher_logits=torch.randn(4, 3).double()), V, '(4, 3)'),
+    # settings
+    ('k zero', lambda d: BiKD(k=0), V, 'k'),
+    ('k not whole', lambda d: BiKD(k=2.5), V, 'k'),
+    ('temperature zero in a method', lambda d: KD(temperature=0.), V, 'temperature'),
+    ('k larger than an epoch, counted by epoch', lambda d: on(SPLIT, BiKD(k=9, update_rule='per_epoch'), protocol=Protocol(epochs=9, batch_size=10)), V, 'batches of an epoch'),
+    ('temperature NaN', lambda d: KD(temperature=float('nan')), V, 'temperature'),
+    ('a field nobody knows', lambda d: own(colour='red'), V, 'colour'),
+    ('learning rate negative', lambda d: Protocol(lr=-1.), V, 'lr'),
+    ('epochs zero', lambda d: Protocol(epochs=0), V, 'epochs'),
+    ('momentum of one', lambda d: Protocol(momentum=1.), V, 'momentum'),
+    ('decay after the end', lambda d: Protocol(decay_at=(1.5,)), V, 'decay_at'),
+    ('a method nobody knows', lambda d: get_method('nope'), V, 'bikd'),
+    ('a preset nobody knows', lambda d: preset('dirty', 'kd'), V, 'clean'),
+    ('weight net without hidden units', lambda d: WeightNet(hidden=(0,)), V, 'hidden'),
+    # parameters of the notebook
+    ('rho as a word', lambda d: Parameters(rho='many'), ValidationError, 'valid number'),
+    ('k in no method', lambda d: plan(k=3, methods='ce kd'), V, 'would change nothing'),
+    ('k larger than a run', lambda d: on(SPLIT, BiKD(k=10**6, update_rule='count_then_test')), V, 'never move'),
+    ('a seed below zero', lambda d: plan(seeds='-1'), V, 'whole numbers'),
+    ('runs_dir is a file', lambda d: ((d/'x').write_text(''), plan(runs_dir=str(d/'x'))), V, 'is a file'),
+    ('no such device', lambda d: plan(device='abacus'), V, 'cpu'),
+    ('memo of negative size', lambda d: Parameters(memo_gib=-1.), ValidationError, 'greater than or equal'),
+]
+
+
+def test_the_table_is_long_and_its_names_differ(): assert len(CASES) >= 60 and len({c[0] for c in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize('call,error,words', [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_bad_input_is_refused_in_words(tmp_path, monkeypatch, call, error, words):
+    before = set(tmp_path.rglob('*')); monkeypatch.chdir(tmp_path)
+    with pytest.raises(error) as caught: call(tmp_path)
+    assert words in str(caught.value), str(caught.value)
+    assert {p.name for p in set(tmp_path.rglob('*')) - before} <= {'x'} # what the case itself made
