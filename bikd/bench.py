@@ -82,7 +82,7 @@ def made_up(n_train:int, n_classes:int, batch:int, size:int=32, channels:int=3)-
 def our_loop(method:Method, student:str, teacher:str, n_classes:int=100, batch:int=100, steps:int=5, device='cpu', memo=None, compile:bool=False
             )->tuple[Workshop, Callable]: # the workshop, and one epoch of `steps` batches
     "bikd's training loop."
-    shop = set_up(create_model(student, n_classes, seed=0), method, made_up(steps*batch, n_classes, batch), Protocol(epochs=1, batch_size=batch, lr=1e-4),
+    shop = set_up(create_model(student, n_classes, seed=0), method, made_up(steps*batch, n_classes, batch), Protocol(epochs=getattr(method, 'k', 1), batch_size=batch, lr=1e-4),
                   create_model(teacher, n_classes, seed=0), device=device, memo=memo, compile=compile)
     return shop, lambda: train_epoch(shop, 0, lambda *a: None)
 

@@ -114,12 +114,16 @@ def failures(jobs:dict[str, Job], # of the graph
              runs_dir, # where they are
              notebook:str='run_experiment.ipynb' # name of the executed notebook in each run's folder
             )->pd.DataFrame: # columns run, why
-    "The runs that are not finished."
-    missing = {i for i in jobs if not find_run(runs_dir, i)}
+    "The runs that are not finished, or not whole."
+    missing = {}
+    for i in jobs:
+        try: found, damage = find_run(runs_dir, i), None
+        except ValueError as e: found, damage = None, str(e)
+        if not found: missing[i] = damage
     def reason(i):
         waits = [n for n in jobs[i].needs if n in missing]
-        return f"waits for {', '.join(waits)}" if waits else why(Path(runs_dir)/i/notebook) or 'its record is gone'
-    return pd.DataFrame([dict(run=i, why=reason(i)) for i in jobs if i in missing], columns=['run', 'why'])
+        return missing[i] or (f"waits for {', '.join(waits)}" if waits else why(Path(runs_dir)/i/notebook) or 'its record is gone')
+    return pd.DataFrame([dict(run=i, why=reason(i)) for i in missing], columns=['run', 'why'])
 
 # %% ../nbs/11_graph.ipynb #d49895c8
 def provenance(runs, # finished `Run`s
