@@ -9,7 +9,7 @@ __all__ = ['MNIST5K_SHA256', 'FASHION_SHA256', 'SOURCES', 'RELEASED_MEAN', 'RELE
            'Batch', 'epoch_batches', 'endless_batches', 'class_aware_batches', 'protocol_card', 'toy_split']
 
 # %% ../nbs/00_data.ipynb #d188ba7c
-import gzip, hashlib, itertools, math, os, zlib
+import gzip, hashlib, itertools, math, os, tarfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,18 +136,37 @@ def data_home(data_dir=None # a folder (or archive) that exists, or None
         raise FileNotFoundError(f"data_dir={str(data_dir)!r} does not exist: name an existing folder, or leave it out to use ~/.cache/bikd.")
     return path
 
-def _torchvision(factory, root:Path, name:str, files:str):
-    "Build `factory(root, train, download)` for train and test: from local files if they are whole, else by download."
+def _torchvision(factory, root:Path, name:str, files:str, fetch:Callable):
+    "Build `factory(root, train)` for train and test, from local files if they are whole, else after `fetch()`."
+    both = lambda: [factory(root, train=t, download=False) for t in (True, False)]
     try:
-        try: return [factory(root, train=t, download=False) for t in (True, False)]
+        try: return both()
         except RuntimeError:
-            root.mkdir(parents=True, exist_ok=True)
-            return [factory(root, train=t, download=True) for t in (True, False)]
+            root.mkdir(parents=True, exist_ok=True); fetch()
+            return both()
+    except DataError: raise
     except (OSError, RuntimeError) as e:
         raise DataError(f"dataset {name!r} is neither whole in {root} nor could it be downloaded ({type(e).__name__}: {e}). "
                         f"Put {files} into a folder and name that folder with data_dir.") from e
 
 # %% ../nbs/00_data.ipynb #cf0f940e
+def _unpack(archive:Path, root:Path):
+    "Write the archive's folders and plain files, all of them below `root`; `DataError`, and nothing written, if it holds anything else."
+    try:
+        with tarfile.open(archive) as tar:
+            members = {m: (root/m.name).resolve() for m in tar.getmembers() if not m.isdir()}
+            for m, to in members.items():
+                if not m.isfile() or not to.is_relative_to(root.resolve()): raise DataError(f"{archive} is not unpacked: {m.name!r} in it is a link, a device or outside of {root}. Remove it and fetch it again.")
+            for m, to in members.items():
+                to.parent.mkdir(parents=True, exist_ok=True); to.write_bytes(tar.extractfile(m).read())
+    except (tarfile.TarError, EOFError, zlib.error) as e: raise DataError(f"{archive} cannot be unpacked ({type(e).__name__}: {e}). Remove it and fetch it again.") from e
+
+def _fetch_cifar(cls, root:Path):
+    "The archive, downloaded unless it is there, compared with its checksum, unpacked."
+    from torchvision.datasets.utils import download_url
+    download_url(cls.url, root, cls.filename, cls.tgz_md5)
+    _unpack(root/cls.filename, root)
+
 def load_cifar(name:str, # 'cifar10' or 'cifar100'
                data_dir=None # folder with (or path of) the archive, or its unpacked folder
               )->tuple[Images, Images]: # pool (50,000), test (10,000)
@@ -156,7 +175,7 @@ def load_cifar(name:str, # 'cifar10' or 'cifar100'
     cls = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}[name]
     root = data_home(data_dir)
     if root.name in (cls.filename, cls.base_folder): root = root.parent
-    parts = _torchvision(cls, root, name, cls.filename)
+    parts = _torchvision(cls, root, name, cls.filename, lambda: _fetch_cifar(cls, root))
     return tuple(Images(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets)) for d in parts)
 
 # %% ../nbs/00_data.ipynb #1ee2fcbd
@@ -183,7 +202,7 @@ def load_fashion_mnist(data_dir=None # folder with the four IDX files, plain or 
     folder = next((f for f in (root, root/'FashionMNIST'/'raw') if whole(f)), None)
     if folder is None:
         from torchvision.datasets import FashionMNIST
-        _torchvision(FashionMNIST, root, 'fashion_mnist', 'the four *-ubyte.gz files')
+        _torchvision(FashionMNIST, root, 'fashion_mnist', 'the four *-ubyte.gz files', lambda: FashionMNIST(root, download=True))
         folder = root/'FashionMNIST'/'raw'
     read = lambda part: Images(_read_idx(folder, f'{part}-images-idx3-ubyte')[:, None], _read_idx(folder, f'{part}-labels-idx1-ubyte').long())
     return read('train'), read('t10k')

@@ -8,6 +8,7 @@ __all__ = ['TEXT_WIDTH', 'STYLE', 'COLOURS', 'LABELS', 'ACCURACIES', 'colour', '
            'markdown_table', 'paired_difference', 'plot_per_class', 'plot_weight_net', 'plot_class_weights']
 
 # %% ../nbs/08_report.ipynb #0e8ee810
+import io
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd, torch
 from matplotlib.figure import Figure
 
 from .runs import GROUPS, Run, shot_groups
+from .training import atomic_write
 from .weight_net import weight_surface
 
 # %% ../nbs/08_report.ipynb #4ab81065
@@ -53,9 +55,10 @@ def save_figure(fig:Figure, # drawn
     "Write `stem.pdf`, `stem.png` and, of a plot, `stem.csv`, without dates."
     stem = Path(stem); stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(stem.name + e) for e in ('.pdf', '.png', '.csv')][:2 if data is None else 3]
-    fig.savefig(files[0], metadata=dict(CreationDate=None, Creator=None, Producer=None))
-    fig.savefig(files[1], dpi=220, metadata=dict(Software=None))
-    if data is not None: data.to_csv(files[2])
+    def drawn(**kw): buffer = io.BytesIO(); fig.savefig(buffer, **kw); return buffer.getvalue()
+    atomic_write(files[0], drawn(format='pdf', metadata=dict(CreationDate=None, Creator=None, Producer=None)))
+    atomic_write(files[1], drawn(format='png', dpi=220, metadata=dict(Software=None)))
+    if data is not None: atomic_write(files[2], data.to_csv())
     return files
 
 # %% ../nbs/08_report.ipynb #0ea9eea0

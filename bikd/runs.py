@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pandas as pd, torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import bikd
@@ -29,7 +29,7 @@ from .data import PlainError, Source, Split, data_home, get_source, load_split, 
 from .losses import hard_loss
 from .methods import CONTROLS, TABLE1, Method, Protocol, get_method, preset, rank
 from .models import check_logits, check_model, create_model
-from .training import Progress, Teacher, Workshop, atomic_write, evaluate, pick_device, train
+from .training import Progress, Teacher, Workshop, atomic_write, evaluate, pick_device, said_plainly, train
 
 # %% ../nbs/07_runs.ipynb #ef6b6118
 class RunConfig(BaseModel):
@@ -169,6 +169,7 @@ def environment(device='cpu')->dict: # plain values, for `env.json`
                 python=platform.python_version(), platform=platform.platform(), cpu=cpu, cpu_count=os.cpu_count(),
                 gpu=torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
                 threads=torch.get_num_threads(), deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
+                cudnn_deterministic=torch.backends.cudnn.deterministic, cudnn_benchmark=torch.backends.cudnn.benchmark, float32_matmul_precision=torch.get_float32_matmul_precision(),
                 git_revision=git('rev-parse', 'HEAD') if ours else None, git_dirty=bool(git('status', '--porcelain')) if ours else None,
                 finished_at=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
 
@@ -182,7 +183,7 @@ def seal(folder, # of a record
         ):
     "Write `SHA256SUMS` over a record's files as they are."
     files = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in ('.json', '.csv', '.safetensors') and not p.name.startswith('.')} | more
-    atomic_write(Path(folder)/SUMS, lambda tmp: tmp.write_text(''.join(f'{_sha256(data)}  {name}\n' for name, data in sorted(files.items()))))
+    atomic_write(Path(folder)/SUMS, ''.join(f'{_sha256(data)}  {name}\n' for name, data in sorted(files.items())))
 
 @dataclass(frozen=True)
 class Sealed:
@@ -258,7 +259,7 @@ def _load_into(net:nn.Module, path:Path)->nn.Module:
 # %% ../nbs/07_runs.ipynb #835335b1
 def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progress:Progress):
     "All files of a finished run, each whole or absent, `summary.json` last."
-    text = lambda name, s: atomic_write(folder/name, lambda tmp: tmp.write_text(s))
+    text = lambda name, s: atomic_write(folder/name, s)
     dump = lambda name, d: text(name, json.dumps(d, indent=1, allow_nan=False))
     table = lambda name, df: text(name, df.to_csv(index=False))
     method, seen = shop.method, shop.split # images as drawn: `split`; as this method saw them: `seen`
@@ -273,7 +274,7 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
     if method.sees_val: card |= dict(train_chooses='student weights; train holds the validation images too', val_chooses='nothing of its own')
     n_drawn = split.n_per_class if seen.n_classes == split.n_classes else seen.n_per_class # groups go by what was drawn; an expert knows its own classes only
     dump('split.json', card); dump('env.json', environment(shop.device))
-    tensors = lambda name, ts: atomic_write(folder/name, lambda tmp: save_file({n: t.detach().cpu().contiguous() for n, t in ts.items()}, tmp))
+    tensors = lambda name, ts: atomic_write(folder/name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()}))
     tensors('student.safetensors', shop.student.state_dict())
     if hasattr(method, 'weight_net'): tensors('weight_net.safetensors', method.weight_net.state_dict())
     tensors('samples.safetensors', last_look(shop))
@@ -327,6 +328,7 @@ def load_teacher(runs_dir, # where its run is
 @contextmanager
 def _only_one(path:Path, show:bool):
     "Hold a lock file; say so if that means waiting. The system frees the lock of a process that dies."
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try: lock.acquire(timeout=1)
     except Timeout:
@@ -356,12 +358,11 @@ def run(cfg:RunConfig, # what to run
     method = cfg.make_method()
     method.check(split)
     teacher = method.join([load_teacher(runs_dir, t, split, cfg.protocol.normalisation) for t in cfg.teachers], split) if cfg.teachers else None
-    Path(runs_dir).mkdir(parents=True, exist_ok=True)
-    with _only_one(Path(runs_dir)/f'.{cfg.run_id}.lock', show):
+    with said_plainly(runs_dir), _only_one(Path(runs_dir)/f'.{cfg.run_id}.lock', show):
         if (found := find_run(runs_dir, cfg.run_id)): return found # somebody else trained it while we waited
         folder.mkdir(exist_ok=True)
         for left in folder.glob('.*.tmp'): left.unlink() # of a process that was killed while it wrote
-        atomic_write(folder/'config.json', lambda tmp: tmp.write_text(cfg.model_dump_json(indent=1)))
+        atomic_write(folder/'config.json', cfg.model_dump_json(indent=1))
         student = create_model(cfg.net, method.see(split).n_classes, split.train.pixels.shape[1], cfg.protocol.head_init, seed=cfg.seed)
         checkpoint = folder/'checkpoint.pt'
         shop, progress = train(student, method, split, cfg.protocol, teacher=teacher, seed=cfg.seed, device=device, checkpoint=checkpoint,

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Teacher', 'Workshop', 'pick_device', 'check_fit', 'check_small_batches', 'set_up', 'train_epoch', 'NonFiniteLoss',
-           'check_finite', 'evaluate', 'accuracy_pct', 'Tally', 'atomic_write', 'Progress', 'run_key',
-           'save_checkpoint', 'load_checkpoint', 'Bar', 'train']
+           'check_finite', 'evaluate', 'accuracy_pct', 'Tally', 'StorageError', 'said_plainly', 'atomic_write',
+           'Progress', 'run_key', 'save_checkpoint', 'load_checkpoint', 'Bar', 'train']
 
 # %% ../nbs/06_training.ipynb #7080d36d
-import copy, hashlib, io, math, os, sys, time
-from contextlib import nullcontext
+import copy, errno, hashlib, io, math, os, sys, time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -286,22 +286,36 @@ class Tally:
         return {k: float(v) for k, v in out.items()} | self.method.report()
 
 # %% ../nbs/06_training.ipynb #782f55df
-def atomic_write(path, # where the file shall be
-                 write:Callable # called with a path to write to
-                ):
-    "Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."
-    path = Path(path); tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        write(tmp)
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-    if os.name != 'posix': return # elsewhere a folder cannot be flushed
-    folder = os.open(path.parent, os.O_RDONLY)
-    try: os.fsync(folder)
-    finally: os.close(folder)
+class StorageError(PlainError, OSError):
+    "A file could not be written."
 
-# %% ../nbs/06_training.ipynb #0daf0bb3
+@contextmanager
+def said_plainly(path # what is to be written, or the folder it goes to
+                ):
+    "`StorageError`, with the remedy, for whatever the system refuses inside."
+    try: yield
+    except StorageError: raise
+    except OSError as e:
+        remedy = {errno.ENOSPC: 'Make room', errno.EDQUOT: 'Make room', errno.EROFS: 'Make it writable, or name another folder', errno.EACCES: 'Make it writable, or name another folder',
+                  errno.ENOENT: 'Its folder was removed meanwhile; leave it in place'}.get(e.errno, 'Mend that')
+        raise StorageError(f"{e.filename or path} could not be written: {e.strerror or e}. What was finished before is whole. {remedy}, and give the same command again: it goes on from there.") from e
+
+def atomic_write(path, # where the file shall be
+                 data:bytes|str # all of it; text becomes UTF-8
+                ):
+    "Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder. `StorageError` if that fails."
+    path = Path(path); tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    with said_plainly(path):
+        try:
+            with open(tmp, 'wb') as f: f.write(data.encode() if isinstance(data, str) else data); f.flush(); os.fsync(f.fileno())
+            os.replace(tmp, path)
+        finally: tmp.unlink(missing_ok=True)
+        if os.name != 'posix': return # elsewhere a folder cannot be flushed
+        folder = os.open(path.parent, os.O_RDONLY)
+        try: os.fsync(folder)
+        finally: os.close(folder)
+
+# %% ../nbs/06_training.ipynb #517f121d
 @dataclass
 class Progress:
     "How far a training has come."
@@ -334,10 +348,8 @@ def save_checkpoint(path, # where; written whole or not at all
     "Everything `load_checkpoint` needs to go on after the last finished epoch."
     state = dict(key=key, student=shop.student.state_dict(), optimizer=shop.optimizer.state_dict(),
                  method=shop.method.state(), progress=vars(progress))
-    buffer = io.BytesIO(); torch.save(state, buffer); data = buffer.getbuffer()
-    def write(tmp):
-        with open(tmp, 'wb') as f: f.write(hashlib.sha256(data).hexdigest().encode() + b'\n'); f.write(data)
-    atomic_write(path, write)
+    buffer = io.BytesIO(); torch.save(state, buffer); data = buffer.getvalue()
+    atomic_write(path, hashlib.sha256(data).hexdigest().encode() + b'\n' + data)
 
 def load_checkpoint(path, shop:Workshop, key:str)->Progress:
     "Put a saved state back. `ValueError` for a damaged file or one of another run."

@@ -81,6 +81,18 @@ def test_damaged_or_missing_cifar_ends_in_one_clear_message(tmp_path, monkeypatc
     with pytest.raises(FileNotFoundError, match='does not exist'): load_cifar('cifar10', tmp_path/'elsewhere')
 
 
+@pytest.mark.parametrize('name,kind', [('../out', tarfile.REGTYPE), ('cifar-10-batches-py/../../out', tarfile.REGTYPE), ('/tmp/bikd-out', tarfile.REGTYPE), ('cifar-10-batches-py/link', tarfile.SYMTYPE),
+                                       ('cifar-10-batches-py/hard', tarfile.LNKTYPE), ('cifar-10-batches-py/pipe', tarfile.FIFOTYPE)])
+def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(name, kind, tmp_path, monkeypatch):
+    home = tmp_path/'home'; home.mkdir(); cls = datasets.CIFAR10; archive = home/cls.filename
+    with tarfile.open(archive, 'w:gz') as tar:
+        tar.addfile(tarfile.TarInfo('cifar-10-batches-py/first'))
+        entry = tarfile.TarInfo(name); entry.type, entry.linkname = kind, '../../out'; tar.addfile(entry)
+    monkeypatch.setattr(cls, 'tgz_md5', md5(archive)) # the checksum is right
+    with pytest.raises(data.DataError, match=f"is not unpacked: '{name}' in it is a link, a device or outside"): load_cifar('cifar10', home)
+    assert {p.name for p in tmp_path.rglob('*')} == {'home', cls.filename} and not Path('/tmp/bikd-out').exists()
+
+
 def make_fashion(folder, monkeypatch, zipped=True):
     "Four IDX files of 30 and 20 images; the known SHA-256 sums are those of the files made."
     folder.mkdir(parents=True); sums, rng = {}, np.random.default_rng(0)
