@@ -211,7 +211,12 @@ class Run(Sealed):
     fresh: bool = False # trained just now, not loaded
 
     @cached_property
-    def config(self)->RunConfig: "What was run."; return RunConfig.model_validate_json(self._file('config.json').read_text())
+    def config(self)->RunConfig:
+        "What was run; `ValueError` if this version of bikd cannot mean it."
+        path = self._file('config.json')
+        try: return RunConfig.model_validate_json(path.read_text())
+        except ValidationError as e: raise ValueError(f"{path} cannot be meant: {one_line(e)}. If it names a method or net of yours, register or install that first; "
+                                                      "if its schema_version is another one, read it with the version of bikd that wrote it (env.json names it).") from e
     @cached_property
     def summary(self)->dict: "Its results."; return json.loads(self._file('summary.json').read_text())
     @cached_property
@@ -377,9 +382,7 @@ def find_runs(runs_dir # a folder of runs
              )->list[Run]: # in the order of `bikd.methods.rank`, then by dataset, ρ and seed
     "All finished runs below a folder. `ValueError` where one cannot be read."
     runs = [Run(path.parent) for path in Path(runs_dir).glob('*/summary.json')]
-    for r in runs:
-        try: r.summary, r.config
-        except ValidationError as e: raise ValueError(f"{r.folder}/config.json cannot be meant: {one_line(e)}. If it names a method or net of yours, register or install that first.") from e
+    for r in runs: r.summary, r.config
     return sorted(runs, key=lambda r: (rank(r.config.method), r.config.dataset, r.config.rho, r.config.seed, r.config.run_id))
 
 def load_runs(runs_dir # a folder of runs

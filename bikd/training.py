@@ -298,7 +298,7 @@ def said_plainly(path # what is to be written, or the folder it goes to
     except OSError as e:
         remedy = {errno.ENOSPC: 'Make room', errno.EDQUOT: 'Make room', errno.EROFS: 'Make it writable, or name another folder', errno.EACCES: 'Make it writable, or name another folder',
                   errno.ENOENT: 'Its folder was removed meanwhile; leave it in place'}.get(e.errno, 'Mend that')
-        raise StorageError(f"{e.filename or path} could not be written: {e.strerror or e}. What was finished before is whole. {remedy}, and give the same command again: it goes on from there.") from e
+        raise StorageError(f"{path} could not be written: {e.strerror or e}. What was finished before is whole. {remedy}, and give the same command again: it goes on from there.") from e
 
 def atomic_write(path, # where the file shall be
                  data:bytes|str # all of it; text becomes UTF-8

@@ -1,43 +1,17 @@
 """Runs: killed and resumed, asked for twice at once, logged, refused."""
-import json, signal, subprocess, sys
-from pathlib import Path
+import io, json, os, shutil, signal, subprocess, time
+from contextlib import contextmanager
 
-import pytest
+import pytest, torch
 
 from bikd.methods import CE, METHODS, register
-from bikd.runs import RunConfig, find_run, load_runs, make_config, run
+from bikd.runs import RunConfig, find_run, load_runs, make_config, run, seal
 from bikd.training import NonFiniteLoss
-
-TRAIN = """
-import sys, torch
-from bikd.runs import RunConfig, run
-torch.set_num_threads(1)
-for text in sys.argv[2:]: print('fresh' if run(RunConfig.model_validate_json(text), sys.argv[1]).fresh else 'loaded', flush=True)
-"""
-
-
-def start(runs_dir, *configs):
-    return subprocess.Popen([sys.executable, '-c', TRAIN, str(runs_dir), *(c.model_dump_json() for c in configs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def configs(epochs=4):
-    teacher = make_config('mnist5k', 100, 0, 'teacher', net='resnet8', protocol=dict(epochs=epochs))
-    return teacher, make_config('mnist5k', 100, 0, 'bikd', protocol=dict(epochs=epochs), settings=dict(k=3), teacher_run=teacher.run_id)
-
-
-def record(runs_dir, cfg):
-    "A run's files, less what names the moment."
-    folder = Path(runs_dir)/cfg.run_id
-    out = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != 'env.json'} # the teacher's memo is a cache, not a record
-    summary = json.loads(out.pop('summary.json')); del out['SHA256SUMS'] # it names the moment too, by env.json and summary.json
-    for name in ('train_time_s', 'teacher_time_s', 'teacher_answers_computed'): del summary[name]
-    return out | dict(summary=summary)
-
+from processes import configs, finish, record, start
 
 def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
     teacher, student = configs()
-    calm = start(tmp_path/'calm', teacher, student); out, _ = calm.communicate(timeout=300)
-    assert calm.returncode == 0 and out.count('fresh') == 2, out
+    assert finish(start(tmp_path/'calm', teacher, student)).count('fresh') == 2
     for cfg in (teacher, student): # kill -9 once after each run's second epoch
         checkpoint = tmp_path/'torn'/cfg.run_id/'checkpoint.pt'
         p = start(tmp_path/'torn', teacher, student)
@@ -45,17 +19,76 @@ def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
         assert any(cfg.method in l and 'epoch   2/4' in l for l in lines)
         p.send_signal(signal.SIGKILL); p.wait()
         assert checkpoint.exists() and find_run(tmp_path/'torn', cfg.run_id) is None
-    again = start(tmp_path/'torn', teacher, student); out, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, out
+    finish(start(tmp_path/'torn', teacher, student))
     for cfg in (teacher, student): assert record(tmp_path/'calm', cfg) == record(tmp_path/'torn', cfg)
     assert set(load_runs(tmp_path/'torn').method) == {'teacher', 'bikd'}
 
 
-def test_two_processes_that_ask_for_one_run_train_it_once(tmp_path):
-    teacher, _ = configs(epochs=1)
-    both = [start(tmp_path, teacher) for _ in range(2)]
-    said = sorted(p.communicate(timeout=300)[0].splitlines()[-1] for p in both)
-    assert [p.returncode for p in both] == [0, 0] and said == ['fresh', 'loaded']
+@pytest.fixture(scope='module')
+def calm(tmp_path_factory):
+    "A teacher's and a student's records, one epoch each, made by one process that nothing disturbed."
+    folder = tmp_path_factory.mktemp('calm'); finish(start(folder, *configs(epochs=1)))
+    return {cfg.run_id: record(folder, cfg) for cfg in configs(epochs=1)}
+
+
+def test_four_processes_train_a_teacher_and_a_student_once_and_one_alone_makes_the_same_bytes(tmp_path, calm):
+    both = configs(epochs=1); four = [start(tmp_path, *both) for _ in range(4)]
+    said = [[word for word in finish(p).split() if word in ('fresh', 'loaded')] for p in four]
+    for i in (0, 1): assert sorted(words[i] for words in said) == ['fresh', 'loaded', 'loaded', 'loaded'] # the teacher, the student
+    assert {cfg.run_id: record(tmp_path, cfg) for cfg in both} == calm
+
+
+def epochs_in(checkpoint): return len(torch.load(io.BytesIO(checkpoint.read_bytes().partition(b'\n')[2]), weights_only=True)['progress']['history'])
+
+
+def test_a_lock_whose_owner_was_killed_is_taken_over(tmp_path):
+    teacher, _ = configs(epochs=200)
+    owner = start(tmp_path, teacher); begun = tmp_path/teacher.run_id/'checkpoint.pt'
+    while not begun.exists(): time.sleep(.05); assert owner.poll() is None
+    heir = start(tmp_path, teacher); assert 'another process is training' in heir.stdout.readline()
+    owner.kill(); owner.wait(); left = epochs_in(begun)
+    until = time.time() + 60
+    while epochs_in(begun) == left and time.time() < until: time.sleep(.05); assert heir.poll() is None
+    heir.kill(); heir.wait(); assert left < epochs_in(begun) <= left + 2 # it went on from there
+
+
+@contextmanager
+def small_disk(path, size):
+    "A file system of that size at `path`, and a function that mounts it anew with other options."
+    path.mkdir(); mount = lambda options: subprocess.run(['mount', '-o', options, '-t', 'tmpfs', 'tmpfs', str(path)], capture_output=True).returncode
+    if os.geteuid() or mount(f'size={size}'): pytest.skip('a small disk cannot be made: it takes root and mount')
+    try: yield lambda options: mount(f'remount,{options}')
+    finally: subprocess.run(['umount', str(path)])
+
+
+FULL, READ_ONLY = 'No space left on device. What was finished before is whole. Make room', 'Read-only file system. What was finished before is whole. Make it writable'
+
+@pytest.mark.parametrize('size,ills', [('16k', [(None, FULL)]), # not even the first checkpoint fits
+                                       ('700k', [('ro', READ_ONLY), ('rw', FULL)])]) # later the teacher does, but not the student
+def test_a_full_or_read_only_disk_is_said_and_costs_nothing_that_was_finished(tmp_path, calm, size, ills):
+    both = configs(epochs=1); disk = tmp_path/'disk'
+    with small_disk(disk, size) as remount:
+        for options, words in ills:
+            if options: assert not remount(options)
+            out = finish(start(disk, *both), code=1)
+            assert words in out and out.strip().splitlines()[-1].startswith('bikd.training.StorageError:'), out
+            for cfg in both: assert find_run(disk, cfg.run_id) is None or record(disk, cfg) == calm[cfg.run_id]
+            assert not list(disk.glob('*/.*.tmp'))
+        assert not remount('size=50m'); finish(start(disk, *both))
+        assert {cfg.run_id: record(disk, cfg) for cfg in both} == calm
+
+
+def test_a_folder_that_is_removed_meanwhile_is_said(tmp_path):
+    teacher, _ = configs(epochs=200); p = start(tmp_path, teacher)
+    while not (tmp_path/teacher.run_id/'checkpoint.pt').exists(): time.sleep(.05); assert p.poll() is None
+    shutil.rmtree(tmp_path/teacher.run_id, ignore_errors=True); shutil.rmtree(tmp_path/teacher.run_id, ignore_errors=True)
+    assert 'checkpoint.pt could not be written: No such file or directory. What was finished before is whole. Its folder was removed meanwhile' in finish(p, code=1).splitlines()[-1]
+
+
+def test_a_record_of_another_version_is_refused_in_words(tmp_path):
+    cfg = make_config('mnist5k', 100, 0, 'ce', net='resnet8', protocol=dict(epochs=1)); folder = run(cfg, tmp_path, show=False).folder
+    path = folder/'config.json'; path.write_text(json.dumps(json.loads(path.read_text()) | dict(schema_version=2))); seal(folder)
+    with pytest.raises(ValueError, match="config.json cannot be meant: schema_version = 2: Input should be 1.*read it with the version of bikd that wrote it"): load_runs(tmp_path)
 
 
 def test_tensorboard_scalars_are_those_of_the_metrics(tmp_path):
