@@ -63,11 +63,11 @@ def lab(root, **env): # yields its address and token
 
 
 @contextmanager
-def voila(notebook, **env): # yields its address
-    port = free_port(); url = f'http://127.0.0.1:{port}'
+def voila(notebook, **env): # yields its address and token
+    port, token = free_port(), secrets.token_hex(16); url = f'http://127.0.0.1:{port}'
     with tempfile.TemporaryDirectory() as t:
-        command = [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1', '--show_tracebacks=True']
-        with served(command, lambda: ask(f'{url}/voila/static/voila.js')[0] == 200, private(t, **env), f'{t}/log'): yield url
+        command = [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', f'--token={token}', '--show_tracebacks=True'] # as documented, with a token that is known here
+        with served(command, lambda: ask(f'{url}/voila/static/voila.js', token)[0] == 200, private(t, **env), f'{t}/log'): yield url, token
 
 
 @contextmanager

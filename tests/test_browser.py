@@ -84,6 +84,7 @@ def test_the_explorer_in_lab(server, screenshots):
 
 
 def test_the_explorer_under_voila(root, screenshots):
-    with voila(root/'nbs'/'explore.ipynb') as url, browser() as page:
-        page.goto(url, timeout=90_000)
+    with voila(root/'nbs'/'explore.ipynb') as (url, token), browser() as page:
+        assert ask(url)[1].count(b'explore') == 0 and ask(url, token)[0] == 200 # who has no token meets a login page at most
+        page.goto(f'{url}/?token={token}', timeout=90_000)
         use_the_explorer(page, screenshots, 'explore-voila')

@@ -22,6 +22,37 @@ def test_settings_and_pyproject_name_the_same_dependencies(root, settings):
     assert settings['min_python'] in project['requires-python']
 
 
+def test_the_lock_is_complete_and_within_the_ranges(root, settings):
+    from importlib.metadata import PackageNotFoundError, distribution
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+    locked = dict(l.split('==') for l in (root/'requirements.lock').read_text().splitlines() if not l.startswith('#'))
+    locked = {canonicalize_name(n): v for n, v in locked.items()}
+    lists = {k: v for k, v in settings.items() if k.endswith('requirements')}; assert len(lists) == 6
+    waiting, seen = [Requirement(r) for l in lists.values() for r in l.split()], set()
+    for r in waiting: assert r.specifier.contains(locked[canonicalize_name(r.name)]), r
+    while waiting: # and all that these need, as far as it is installed here
+        r = waiting.pop(); name = canonicalize_name(r.name)
+        if (name, *r.extras) in seen or r.marker and not any(r.marker.evaluate(dict(extra=e)) for e in ('', *r.extras)): continue
+        seen.add((name, *r.extras)); assert name in locked, f'{r} is not in requirements.lock'
+        try: needs = distribution(name).requires or []
+        except PackageNotFoundError: continue # of an extra that is not installed
+        waiting += [n for n in map(Requirement, needs) if n.marker is None or any(n.marker.evaluate(dict(extra=e)) for e in ('', *r.extras))]
+    assert len(seen) > 100
+
+
+def test_no_code_comes_from_data(root):
+    "No pickle of ours: `torch.load` by `weights_only` alone, arrays without objects, YAML by the safe loader."
+    code = {p: ''.join(c['source']) for p, nb in notebooks(root).items() for c in nb['cells'] if c['cell_type'] == 'code'} | {p.name: p.read_text() for f in ('bikd', 'workflow') for p in (root/f).rglob('*') if p.suffix == '.py' or p.name == 'Snakefile'}
+    for name, text in code.items():
+        calls = re.findall(r'torch\.load\([^\n]*', text); assert all('weights_only=True' in c for c in calls), (name, calls)
+        found = re.findall(r'import pickle|\bpickle\.|read_pickle|allow_pickle=True|joblib\.load|yaml\.(?:unsafe_|full_)?load\(|(?<![.\w])(?:eval|exec)\((?!\))', text)
+        assert not found, (name, found)
+    for name in ('README.md', 'CONTRIBUTING.md', 'workflow/README.md'): # servers in the docs keep their token and stay on this machine
+        assert not re.search(r"--ip|token\s*=\s*['\"]{2}|0\.0\.0\.0|--allow-origin", (root/name).read_text()), name
+    assert all('--token' in line for line in re.findall(r'.*voila nbs.*|.*&& voila.*', (root/'README.md').read_text()))
+
+
 def test_versions_agree(root, settings):
     import bikd
     assert bikd.__version__ == settings['version'] == str(yaml.safe_load((root/'CITATION.cff').read_text())['version'])
