@@ -31,9 +31,9 @@ def test_the_lock_is_complete_and_within_the_ranges(root, settings):
     lists = {k: v for k, v in settings.items() if k.endswith('requirements')}; assert len(lists) == 6
     waiting, seen = [Requirement(r) for l in lists.values() for r in l.split()], set()
     for r in waiting: assert r.specifier.contains(locked[canonicalize_name(r.name)]), r
-    while waiting: # and all that these need, as far as it is installed here; setuptools comes with the environment, pip freeze leaves it out
+    while waiting: # and all that these need, as far as it is installed here; setuptools and wheel come with the environment, pip freeze leaves them out
         r = waiting.pop(); name = canonicalize_name(r.name)
-        if (name, *r.extras) in seen or name == 'setuptools' or r.marker and not any(r.marker.evaluate(dict(extra=e)) for e in ('', *r.extras)): continue
+        if (name, *r.extras) in seen or name in ('setuptools', 'wheel') or r.marker and not any(r.marker.evaluate(dict(extra=e)) for e in ('', *r.extras)): continue
         seen.add((name, *r.extras)); assert name in locked, f'{r} is not in requirements.lock'
         try: needs = distribution(name).requires or []
         except PackageNotFoundError: continue # of an extra that is not installed
