@@ -172,3 +172,24 @@ def test_readme_costs_are_those_of_the_benchmark(root):
     assert f"{ratio['exact BiKD step', 'KD step']} KD steps instead of 2.9 and {ratio['full BiKD iteration, memo warm', 'plain KD iteration']} of plain KD" in text
     assert f"is itself {share['floor of BiKD']/share['double backward']:.2f} of double backward" in text
     env = json.loads((folder/'env.json').read_text()); assert f"to repay {env['compile_s']:.0f} s of compiling" in text and not env['git_dirty']
+
+
+def test_the_page_of_limits_names_tests_that_exist(root):
+    page, tests = (root/'LIMITS.md').read_text(), '\n'.join(p.read_text() for p in (root/'tests').rglob('test_*.py'))
+    named = set(re.findall(r'`(test_\w+)`', page)); assert len(named) > 10 and all(f'def {n}(' in tests for n in named)
+    for path in re.findall(r'\]\((?!http)([^)#]+)|`(tests/[\w/.]+)`', page): assert (root/''.join(path)).exists(), path
+
+
+def test_ablations_and_the_threads_share_of_chance_are_those_of_the_records(root):
+    from bikd.runs import find_runs
+    from bikd.table import effects
+    records, readme = root/'paper_figures'/'records', (root/'README.md').read_text()
+    e = effects([r for r in find_runs(records/'ablations') if r.config.method == 'bikd']); changes = e[e.index != '']
+    assert len(changes) == 30 and (changes.n == 3).all() and (changes.verdict == 'open').sum() == 26 and (changes.verdict == 'behind').sum() == 4
+    rows = dict(re.findall(r'^\| `(\w+=\w+)`[^|]*\| ([^|]+) \| behind \|$', readme, re.M))
+    assert rows == changes[changes.verdict == 'behind'].text.to_dict()
+    last = lambda where: pd.Series({(r.config.method, r.config.seed): r.summary['test_acc_pct_last'] for r in find_runs(records/where) if r.config.rho == 100})
+    one = last('threads'); moved = (one - last('mnist5k')[one.index])
+    by = moved.groupby(level=0).mean().abs().round(2); assert len(one) == 12
+    assert f"teacher's mean by {by['teacher']:.2f} points, KD's by {by['kd']:.2f}, BiKD's by {by['bikd']:.2f} and CE's by {by['ce']:.2f}, and one single run by {moved.abs().max():.1f}" in readme
+    assert f"{by['teacher']:.2f} points for the teacher, {by['kd']:.2f} for KD, {by['bikd']:.2f} for BiKD, {by['ce']:.2f} for CE" in (root/'LIMITS.md').read_text()
