@@ -29,7 +29,7 @@ from .data import PlainError, Source, Split, data_home, get_source, load_split, 
 from .losses import hard_loss
 from .methods import CONTROLS, TABLE1, Method, Protocol, get_method, preset, rank
 from .models import check_logits, check_model, create_model
-from .training import Progress, Teacher, Workshop, atomic_write, evaluate, pick_device, said_plainly, train
+from .training import Progress, Teacher, Workshop, atomic_write, check_clock, evaluate, pick_device, said_plainly, train
 
 # %% ../nbs/07_runs.ipynb #ef6b6118
 class RunConfig(BaseModel):
@@ -527,6 +527,7 @@ def make_plan(p:Parameters)->Plan:
             students.append(make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given | (distilled if ids else {}) | recipe(m), mine(m), n_val=p.n_val, **told))
         configs += [*{c.run_id: c for c in teachers}.values(), *students]
     for name, head in dict.fromkeys((c.net, c.protocol.head_init) for c in configs): _try_net(name, head, get_source(p.dataset))
+    for c in configs: check_clock(c.make_method(), sum(long_tailed_counts((s := get_source(c.dataset)).n_max, s.n_classes, c.rho)), c.protocol)
     return Plan(p, configs, runs_dir, pick_device(p.device))
 
 def _try_net(name:str, head_init:str, source:Source):

@@ -130,6 +130,7 @@ CASES = [
     # parameters of the notebook
     ('rho as a word', lambda d: Parameters(rho='many'), ValidationError, 'valid number'),
     ('k in no method', lambda d: plan(k=3, methods='ce kd'), V, 'would change nothing'),
+    ('k larger than a run, before its teacher is trained', lambda d: plan(methods='bikd', k=10**6), V, 'never move'),
     ('k larger than a run', lambda d: on(SPLIT, BiKD(k=10**6, update_rule='count_then_test')), V, 'never move'),
     ('a seed below zero', lambda d: plan(seeds='-1'), V, 'whole numbers'),
     ('runs_dir is a file', lambda d: ((d/'x').write_text(''), plan(runs_dir=str(d/'x'))), V, 'is a file'),
