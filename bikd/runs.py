@@ -537,6 +537,7 @@ def _try_net(name:str, head_init:str, source:Source):
     if not isinstance(net, nn.Module): raise ValueError(f"net {name!r} gives a {type(net).__name__}; expected a torch.nn.Module.")
     check_logits(net, torch.zeros(1, source.channels, source.size, source.size), source.n_classes, f'net {name!r}')
 
+# %% ../nbs/07_runs.ipynb #1179bf41
 def check_parameters(namespace:dict # `globals()` of the notebook
                     )->Plan:
     "The guard of `run_experiment.ipynb`: one `ParameterError` for whatever cannot be meant."
