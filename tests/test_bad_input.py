@@ -2,21 +2,17 @@
 
 Columns: a name, a call that gets an empty folder, the exception, and words the message must hold.
 """
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np, pytest, torch
 from pydantic import ValidationError
 from torch import nn
 
-import bikd
-from bikd import data, losses, models
-from bikd.data import Images, PlainError, load_split, long_tailed_counts, toy_split
+from bikd import losses, models
+from bikd.data import PlainError, load_split, long_tailed_counts, toy_split
 from bikd.hypergradient import hypergradient
 from bikd.methods import BiKD, CE, KD, Protocol, get_method, preset
-from bikd.own_data import as_images, distill, hold_out
-from bikd.runs import Parameters, ParameterError, Run, find_run, find_runs, load_teacher, make_config, make_plan, run
-from bikd.training import NonFiniteLoss, set_up, train
+from bikd.own_data import distill, hold_out
+from bikd.runs import Parameters, ParameterError, make_config, make_plan, run
+from bikd.training import NonFiniteLoss, train
 from bikd.weight_net import WeightNet
 
 torch.manual_seed(0)

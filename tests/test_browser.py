@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import CHROMIUM, ask, browser, cells, lab, run_all, voila
+from lab import CHROMIUM, ask, browser, lab, run_all, voila
 
 pytest.importorskip('playwright'); pytest.importorskip('voila')
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here')
@@ -66,7 +66,7 @@ def use_the_explorer(page, screenshots, name):
     left.locator('.bikd-said', has_text='3 images weigh').wait_for(timeout=10_000) # class 9 at ρ = 100
     assert ink(left) == 0
     # click on a sample of class 9: the page knows where the shown ones lie only by looking, so ask each place of a grid until one answers
-    area = left.locator('canvas.bikd-map'); box = area.bounding_box()
+    area = left.locator('canvas.bikd-map')
     for x in range(60, 360, 12):
         for y in range(12, 300, 12):
             area.click(position=dict(x=x, y=y))

@@ -1,9 +1,6 @@
 """What holds of every split, view, loss and config, tried on a hundred drawn ones each."""
-from dataclasses import replace
-
 import numpy as np, torch
 from hypothesis import given, settings, strategies as st
-from pydantic import ValidationError
 
 from bikd.data import Gallery, Images, Source, Views, draw_split, endless_batches, epoch_batches, long_tailed_counts
 from bikd.losses import hard_loss, soft_loss
@@ -111,8 +108,7 @@ bikd = st.fixed_dictionaries({}, optional=dict(k=st.integers(1, 50), temperature
 
 @given(st.floats(1, 380), st.integers(0, 10**6), protocols, bikd)
 def test_a_config_comes_back_from_its_file_as_it_was(rho, seed, protocol, fields):
-    try: cfg = make_config('mnist5k', rho, seed, 'bikd', protocol=protocol, settings=fields, teacher_run='t')
-    except ValidationError as e: raise AssertionError(f'refused: {e}')
+    cfg = make_config('mnist5k', rho, seed, 'bikd', protocol=protocol, settings=fields, teacher_run='t')
     back = RunConfig.model_validate_json(cfg.model_dump_json(indent=1))
     assert back == cfg and back.run_id == cfg.run_id and back.make_method() == cfg.make_method()
     assert all(getattr(back.protocol, k) == v for k, v in protocol.items()) and all(getattr(back.make_method(), k) == v for k, v in fields.items())

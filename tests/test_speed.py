@@ -34,7 +34,7 @@ def everything(memo):
 
 def test_students_from_a_memo_and_from_a_live_teacher_leave_equal_records(tmp_path):
     "The real thing: mnist5k's nets, run() as papermill calls it. KD fills the memo, BiKD reads it."
-    from test_runs import record
+    from processes import record
     few = dict(epochs=2)
     teacher = make_config('mnist5k', 100, 0, 'teacher', 'resnet14', protocol=few)
     kd, bikd = (make_config('mnist5k', 100, 0, m, protocol=few, teacher_run=teacher.run_id) for m in ('kd', 'bikd'))

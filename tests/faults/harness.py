@@ -13,6 +13,8 @@ import torch
 
 from bikd import memo
 from bikd.runs import Parameters, Run, environment, make_plan, run
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from processes import record
 
 METHODS, KINDS = ('ce', 'kd', 'bikd', 'lfme'), ('step', 'checkpoint', 'record', 'memo', 'clock')
 EPOCHS = 2
@@ -59,13 +61,6 @@ def finish(pid):
     status = os.waitpid(pid, 0)[1]; return os.waitstatus_to_exitcode(status)
 
 
-def record(folder):
-    "A run's files but for what names the moment."
-    out = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file() and p.name not in ('env.json', 'summary.json', 'SHA256SUMS')}
-    summary = json.loads((folder/'summary.json').read_text())
-    return out | {k: v for k, v in summary.items() if k not in ('train_time_s', 'teacher_time_s', 'teacher_answers_computed')}
-
-
 def whole(folder):
     "Whatever carries its final name is whole: checked as a reader would, right after the kill."
     checkpoint = folder/'checkpoint.pt'
@@ -86,7 +81,7 @@ class Calm:
                 seen = []; watch(lambda kind, path: seen.append(kind))
                 run(cfg, home, show=False); log.write_text(json.dumps(seen))
             began = time.time(); assert finish(child(work)) == 0, m
-            self.seconds[m] = time.time() - began; self.events[m] = json.loads(log.read_text()); self.records[m] = record(home/cfg.run_id)
+            self.seconds[m] = time.time() - began; self.events[m] = json.loads(log.read_text()); self.records[m] = record(home, cfg)
 
     def disturbed(self, method, kind, draw:random.Random)->dict:
         "One kill and one new start; what happened."
@@ -112,7 +107,7 @@ class Calm:
             left = sorted(p.name for p in folder.iterdir() if p.is_file()) if folder.exists() else []
             if folder.exists(): whole(folder)
             again = finish(child(lambda: run(cfg, d, show=False)))
-            same = again == 0 and record(folder) == self.records[method] and not [p for p in folder.iterdir() if p.name.startswith(('checkpoint', '.'))]
+            same = again == 0 and record(d, cfg) == self.records[method] and not [p for p in folder.iterdir() if p.name.startswith(('checkpoint', '.'))]
             return dict(method=method, kind=kind if target is not None else 'clock', event=target, of=len(self.events[method]), killed=code == -signal.SIGKILL,
                         finished='summary.json' in left, resumed='checkpoint.pt' in left, identical=bool(same))
 
