@@ -13,8 +13,7 @@ import anywidget, ipywidgets as W, numpy as np, torch, traitlets
 
 from .data import PlainError, load_split
 from .figures import alarms
-from .methods import get_method
-from .report import LABELS, colour
+from .report import LABELS
 from .runs import Run, find_runs
 
 # %% ../nbs/16_explorer.ipynb #c6c8d5f1
