@@ -323,11 +323,12 @@ class Gallery:
                  mean:Tensor, # per channel, of pixels scaled to [0, 1]; `(channels,)`
                  std:Tensor, # likewise
                  device='cpu', # where images live and batches are made
-                 dtype=torch.float32): # of the batches
+                 dtype=torch.float32, # of the batches
+                 layout=torch.channels_last): # of the batches in memory
         channels = images.pixels.shape[1]
         if mean.shape != (channels,) or std.shape != (channels,) or not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
             raise ValueError(f"mean={mean.tolist()}, std={std.tolist()}: one finite number per channel was expected ({channels} of each), and std above 0.")
-        self.views, self.device, self.labels = views, torch.device(device), images.labels.to(device)
+        self.views, self.device, self.labels, self.layout = views, torch.device(device), images.labels.to(device), layout
         self.padded = F.pad(images.pixels, (views.pad,)*4).permute(0, 2, 3, 1).contiguous().to(device) # `(N, H + 2p, W + 2p, channels)`
         self.crops = self.padded.unfold(1, views.size, 1).unfold(2, views.size, 1).permute(0, 1, 2, 4, 5, 3) # `(N, 2p + 1, 2p + 1, H, W, channels)`, a view
         self.mean, self.std = (t.to(device, dtype) for t in (mean, std))
@@ -341,7 +342,7 @@ class Gallery:
         dy, dx, mirrored = self.views.decode(views)
         x = self.crops[ids, dy, dx]
         x = torch.where(mirrored[:, None, None, None], x.flip(2), x) if self.views.flip else x
-        return x.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
+        return x.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
 
     def plain(self, batch_size:int=1000 # images per batch
              )->Iterator[tuple[Tensor, Tensor]]: # (x, labels), in order, un-augmented
