@@ -77,6 +77,7 @@ class Calm:
         self.events, self.records, self.seconds = {}, {}, {}
         for m, cfg in self.configs.items():
             log = home/f'{m}.events'
+            for t in cfg.teachers: shutil.rmtree(home/t/'memo', ignore_errors=True) # each fills its own, as its disturbed twin will
             def work():
                 seen = []; watch(lambda kind, path: seen.append(kind))
                 run(cfg, home, show=False); log.write_text(json.dumps(seen))
