@@ -9,7 +9,7 @@ __all__ = ['MNIST5K_SHA256', 'FASHION_SHA256', 'SOURCES', 'RELEASED_MEAN', 'RELE
            'Batch', 'epoch_batches', 'endless_batches', 'class_aware_batches', 'protocol_card', 'toy_split']
 
 # %% ../nbs/00_data.ipynb #d188ba7c
-import gzip, hashlib, itertools, math, os, tarfile, zlib
+import gzip, hashlib, itertools, math, os, shutil, tarfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ from typing import Callable, Iterator, NamedTuple
 
 import numpy as np
 import torch, torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 # %% ../nbs/00_data.ipynb #c0c6c04d
@@ -141,8 +142,10 @@ def _torchvision(factory, root:Path, name:str, files:str, fetch:Callable):
     both = lambda: [factory(root, train=t, download=False) for t in (True, False)]
     try:
         try: return both()
-        except RuntimeError:
-            root.mkdir(parents=True, exist_ok=True); fetch()
+        except RuntimeError: root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root/'.bikd-fetch.lock'): # one process fetches, the others wait and find it done
+            try: return both()
+            except RuntimeError: fetch()
             return both()
     except DataError: raise
     except (OSError, RuntimeError) as e:
@@ -194,6 +197,15 @@ def _read_idx(folder:Path, name:str)->Tensor:
     shape = np.frombuffer(raw, '>i4', count=raw[3], offset=4).tolist() # byte 3 is the number of dimensions
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4+4*raw[3]).reshape(shape).copy())
 
+def _fetch_fashion(root:Path):
+    "Torchvision's download, beside the place where it is looked for: what lies there is whole, even if this process is killed."
+    from torchvision.datasets import FashionMNIST
+    new = root/'.fashion-mnist'; shutil.rmtree(new, ignore_errors=True)
+    FashionMNIST(new, download=True)
+    raw = root/'FashionMNIST'/'raw'; raw.mkdir(parents=True, exist_ok=True)
+    for file in (new/'FashionMNIST'/'raw').iterdir(): os.replace(file, raw/file.name)
+    shutil.rmtree(new)
+
 def load_fashion_mnist(data_dir=None # folder with the four IDX files, plain or gzipped
                       )->tuple[Images, Images]: # pool (60,000), test (10,000)
     "Fashion-MNIST from local IDX files, else through torchvision's download; contents checked by SHA-256."
@@ -202,7 +214,7 @@ def load_fashion_mnist(data_dir=None # folder with the four IDX files, plain or 
     folder = next((f for f in (root, root/'FashionMNIST'/'raw') if whole(f)), None)
     if folder is None:
         from torchvision.datasets import FashionMNIST
-        _torchvision(FashionMNIST, root, 'fashion_mnist', 'the four *-ubyte.gz files', lambda: FashionMNIST(root, download=True))
+        _torchvision(FashionMNIST, root, 'fashion_mnist', 'the four *-ubyte.gz files', lambda: _fetch_fashion(root))
         folder = root/'FashionMNIST'/'raw'
     read = lambda part: Images(_read_idx(folder, f'{part}-images-idx3-ubyte')[:, None], _read_idx(folder, f'{part}-labels-idx1-ubyte').long())
     return read('train'), read('t10k')

@@ -1,5 +1,6 @@
 """Sources on files made here in the exact on-disk formats: CIFAR's pickles, archive and download, Fashion-MNIST's IDX."""
 import gzip, hashlib, http.server, pickle, tarfile, threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,13 @@ def served(folder):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}'
         server.shutdown()
+
+
+def four_at_once(load, fetch, monkeypatch):
+    "What four threads get that load the same images at once, and how often they were fetched."
+    real, fetched = getattr(data, fetch), []
+    monkeypatch.setattr(data, fetch, lambda *a: (fetched.append(a), real(*a)))
+    with ThreadPoolExecutor(4) as pool: return list(pool.map(lambda _: load(), range(4))), len(fetched)
 
 
 def make_cifar(root, cls, monkeypatch, per_batch=60):
@@ -61,7 +69,8 @@ def test_cifar_is_read_from_folder_archive_and_download(name, cls, tmp_path, mon
     with served(archive.parent) as url: # the real download code, from a server on this machine
         monkeypatch.setattr(cls, 'url', f'{url}/{cls.filename}')
         monkeypatch.setenv('BIKD_DATA', str(tmp_path/'new'/'home'))
-        assert len(load_cifar(name)[0]) == len(truth['train_list'][1])
+        got, fetched = four_at_once(lambda: load_cifar(name), '_fetch_cifar', monkeypatch)
+    assert fetched == 1 and all(torch.equal(pool.pixels, torch.from_numpy(truth['train_list'][0])) for pool, _ in got)
 
 
 def test_cifar_split_follows_the_protocol(tmp_path, monkeypatch):
@@ -90,7 +99,7 @@ def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(name, kind, t
         entry = tarfile.TarInfo(name); entry.type, entry.linkname = kind, '../../out'; tar.addfile(entry)
     monkeypatch.setattr(cls, 'tgz_md5', md5(archive)) # the checksum is right
     with pytest.raises(data.DataError, match=f"is not unpacked: '{name}' in it is a link, a device or outside"): load_cifar('cifar10', home)
-    assert {p.name for p in tmp_path.rglob('*')} == {'home', cls.filename} and not Path('/tmp/bikd-out').exists()
+    assert {p.name for p in tmp_path.rglob('*')} == {'home', cls.filename, '.bikd-fetch.lock'} and not Path('/tmp/bikd-out').exists()
 
 
 def make_fashion(folder, monkeypatch, zipped=True):
@@ -116,6 +125,23 @@ def test_fashion_is_read_flat_or_as_torchvision_keeps_it(where, zipped, tmp_path
     with pytest.raises(data.DataError, match='train-images.*damaged'): load_fashion_mnist(tmp_path/'home')
     path.write_bytes(gzip.compress(b'other') if zipped else b'other')
     with pytest.raises(data.DataError, match='damaged or another one'): load_fashion_mnist(tmp_path/'home')
+
+
+def test_a_fashion_download_is_whole_or_absent_and_fetched_once(tmp_path, monkeypatch):
+    shelf, home, cls = tmp_path/'shelf', tmp_path/'home', datasets.FashionMNIST; make_fashion(shelf, monkeypatch); home.mkdir()
+    monkeypatch.setattr(cls, 'resources', [(p.name, md5(p)) for p in sorted(shelf.iterdir(), reverse=True)])
+    last = shelf/cls.resources[-1][0]; sound = last.read_bytes()
+    with served(shelf) as url:
+        monkeypatch.setattr(cls, 'mirrors', [f'{url}/'])
+        for ill in (sound[:-9], None): # the last file is cut short, then missing
+            if ill: last.write_bytes(ill)
+            else: last.unlink()
+            with pytest.raises(data.DataError, match='nor could it be downloaded'): load_fashion_mnist(home)
+            assert not (home/'FashionMNIST').exists()
+        last.write_bytes(sound)
+        got, fetched = four_at_once(lambda: load_fashion_mnist(home), '_fetch_fashion', monkeypatch)
+    assert fetched == 1 and all(len(pool) == 30 and len(test) == 20 for pool, test in got)
+    assert {p.name for p in home.iterdir()} == {'FashionMNIST', '.bikd-fetch.lock'}
 
 
 TABLE = { # methods and Table 1's settings: all counts, or the first of each tenth and the last; total; batches at 100 and 128
