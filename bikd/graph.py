@@ -134,7 +134,7 @@ def provenance(runs, # finished `Run`s
     for r in runs:
         c, s, env = r.config, r.summary, r.environment
         rows.append(dict(dataset=c.dataset, rho=c.rho, method=c.method, preset=c.preset, net=c.net, seed=c.seed, last=s['test_acc_pct_last'], run=c.run_id, teacher=' '.join(c.teachers),
-                         split=s['split_hash'], seconds=s['train_time_s'], machine=env['gpu'] or f"{env['cpu']}, {env['threads']} threads", torch=env['torch'],
+                         split=s['split_hash'], seconds=s['train_time_s'], machine=(env['gpu'] or f"{env['cpu']}, {env['threads']} threads") + (f" (the last of {len(env['places'])} places)" if 'places' in env else ''), torch=env['torch'],
                          revision=(env['git_revision'] or 'unknown')[:9] + (' + changes' if env['git_dirty'] else ''), finished=env['finished_at'],
                          notebook=str(r.folder/notebook) if (r.folder/notebook).exists() else ''))
     return pd.DataFrame(rows)

@@ -9,7 +9,7 @@ __all__ = ['GROUPS', 'SUMS', 'SETTINGS', 'RunConfig', 'make_config', 'one_line',
            'Parameters', 'ParameterError', 'given_parameters', 'Plan', 'project_root', 'make_plan', 'check_parameters']
 
 # %% ../nbs/07_runs.ipynb #155798f0
-import ast, difflib, hashlib, json, os, platform, shutil, subprocess, time
+import ast, difflib, hashlib, io, json, os, platform, shutil, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pandas as pd, torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 import bikd
@@ -29,7 +29,7 @@ from .data import PlainError, Source, Split, data_home, get_source, load_split, 
 from .losses import hard_loss
 from .methods import CONTROLS, TABLE1, Method, Protocol, get_method, preset, rank
 from .models import check_logits, check_model, create_model
-from .training import Progress, Teacher, Workshop, atomic_write, check_clock, evaluate, pick_device, said_plainly, train
+from .training import Progress, RecordError, Teacher, Workshop, atomic_write, check_clock, evaluate, pick_device, said_plainly, train
 
 # %% ../nbs/07_runs.ipynb #ef6b6118
 class RunConfig(BaseModel):
@@ -165,7 +165,7 @@ def environment(device='cpu')->dict: # plain values, for `env.json`
     info = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
     cpu = next((l.split(':')[1].strip() for l in info if l.startswith('model name')), platform.processor())
     device, ours = torch.device(device), git('ls-files', '__init__.py') # not the repository of somebody who has bikd installed inside it
-    return dict(bikd=installed('bikd'), torch=torch.__version__, torchvision=installed('torchvision'), numpy=installed('numpy'),
+    return dict(bikd=installed('bikd'), torch=str(torch.__version__), torchvision=installed('torchvision'), numpy=installed('numpy'),
                 python=platform.python_version(), platform=platform.platform(), cpu=cpu, cpu_count=os.cpu_count(),
                 gpu=torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
                 threads=torch.get_num_threads(), deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
@@ -193,16 +193,20 @@ class Sealed:
     @cached_property
     def _sums(self)->dict[str, str]:
         path = self.folder/SUMS
-        if not path.exists(): raise ValueError(f"{self.folder} has no {SUMS}: the run is not finished, or an older version of bikd made it. {_AGAIN}; or, if you trust its files as they are, seal them: bikd.runs.seal({str(self.folder)!r}).")
+        if not path.exists(): raise RecordError(f"{self.folder} has no {SUMS}: the run is not finished, or an older version of bikd made it. {_AGAIN}; or, if you trust its files as they are, seal them: bikd.runs.seal({str(self.folder)!r}).")
         try: return dict(line.split('  ')[::-1] for line in path.read_text().splitlines())
-        except ValueError: raise ValueError(f"{path} is damaged. {_AGAIN}.") from None
+        except ValueError: raise RecordError(f"{path} is damaged. {_AGAIN}.") from None
 
-    def _file(self, name:str)->Path:
-        "`ValueError` if the record lacks it, or if it is not what was written."
+    def _bytes(self, name:str)->bytes:
+        "A file's contents; `RecordError` if the record lacks it, or if it is not what was written."
         path = self.folder/name
-        if not path.exists(): raise ValueError(f"{self.folder} has no {name}: an older version of bikd made this run, or the file was not kept with the record. {_AGAIN}.")
-        if self._sums.get(name) != _sha256(path.read_bytes()): raise ValueError(f"{path} is not the file that this run wrote: its checksum is not the one in {SUMS}. It is damaged or foreign. {_AGAIN}.")
-        return path
+        if not path.is_file(): raise RecordError(f"{self.folder} has no {name}: an older version of bikd made this run, or the file was not kept with the record. {_AGAIN}.")
+        data = path.read_bytes()
+        if self._sums.get(name) != _sha256(data): raise RecordError(f"{path} is not the file that this run wrote: its checksum is not the one in {SUMS}. It is damaged or foreign. {_AGAIN}.")
+        return data
+
+    def _json(self, name:str)->dict: return json.loads(self._bytes(name))
+    def _csv(self, name:str, **kw)->pd.DataFrame: return pd.read_csv(io.BytesIO(self._bytes(name)), **kw)
 
 # %% ../nbs/07_runs.ipynb #073d4c2f
 @dataclass(frozen=True)
@@ -212,37 +216,37 @@ class Run(Sealed):
 
     @cached_property
     def config(self)->RunConfig:
-        "What was run; `ValueError` if this version of bikd cannot mean it."
-        path = self._file('config.json')
-        try: return RunConfig.model_validate_json(path.read_text())
-        except ValidationError as e: raise ValueError(f"{path} cannot be meant: {one_line(e)}. If it names a method or net of yours, register or install that first; "
-                                                      "if its schema_version is another one, read it with the version of bikd that wrote it (env.json names it).") from e
+        "What was run; `RecordError` if this version of bikd cannot mean it."
+        text = self._bytes('config.json')
+        try: return RunConfig.model_validate_json(text)
+        except ValidationError as e: raise RecordError(f"{self.folder/'config.json'} cannot be meant: {one_line(e)}. If it names a method or net of yours, register or install that first; "
+                                                       "if its schema_version is another one, read it with the version of bikd that wrote it (env.json names it).") from e
     @cached_property
-    def summary(self)->dict: "Its results."; return json.loads(self._file('summary.json').read_text())
+    def summary(self)->dict: "Its results."; return self._json('summary.json')
     @cached_property
-    def environment(self)->dict: "Where it was run: versions, machine, git revision."; return json.loads(self._file('env.json').read_text())
+    def environment(self)->dict: "Where it was run: versions, machine, git revision; `places`, if it was resumed elsewhere."; return self._json('env.json')
     @cached_property
-    def metrics(self)->pd.DataFrame: "A row per epoch."; return pd.read_csv(self._file('metrics.csv'))
+    def metrics(self)->pd.DataFrame: "A row per epoch."; return self._csv('metrics.csv')
     @cached_property
-    def class_weights(self)->pd.DataFrame: "Columns epoch, class, n, w_<term>."; return pd.read_csv(self._file('class_weights.csv'))
+    def class_weights(self)->pd.DataFrame: "Columns epoch, class, n, w_<term>."; return self._csv('class_weights.csv')
     @cached_property
-    def confusion(self)->pd.DataFrame: "Test images, true class by predicted class."; return pd.read_csv(self._file('confusion.csv'), index_col=0)
+    def confusion(self)->pd.DataFrame: "Test images, true class by predicted class."; return self._csv('confusion.csv', index_col=0)
     @cached_property
-    def calibration(self)->pd.DataFrame: "Test images by confidence, as `bikd.runs.calibration` gives it."; return pd.read_csv(self._file('calibration.csv'))
+    def calibration(self)->pd.DataFrame: "Test images by confidence, as `bikd.runs.calibration` gives it."; return self._csv('calibration.csv')
 
     @cached_property
     def samples(self)->dict[str, Tensor]:
         "Training images at the end, un-augmented: `labels`, `ce_student` `(N,)`, `p_student` `(N, C)`; with a teacher `ce_teacher`, `p_teacher`; BiKD: `w_hard`, `w_soft`."
-        return load_file(self._file('samples.safetensors'))
+        return load(self._bytes('samples.safetensors'))
 
     @cached_property
     def trace(self)->dict[str, Tensor]:
         "Training images over E epochs, as `bikd.training.Tally.by_image` has them, each `(E, N)`; and φ's parameters, `phi.<name>` `(E, ...)`."
-        return load_file(self._file('trace.safetensors'))
+        return load(self._bytes('trace.safetensors'))
 
     def student(self)->nn.Module:
         "The trained net."
-        return _load_into(create_model(self.config.net, len(self.summary['per_class_acc_pct']), get_source(self.config.dataset).channels), self._file('student.safetensors'))
+        return self._fill(create_model(self.config.net, len(self.summary['per_class_acc_pct']), get_source(self.config.dataset).channels), 'student.safetensors')
 
     def weight_net(self, epoch:int|None=None # counted from 1; None: the end of training
                   )->nn.Module:
@@ -250,16 +254,16 @@ class Run(Sealed):
         method = self.config.make_method()
         if not hasattr(method, 'make_weight_net'): raise ValueError(f"method {method.name!r} has no weight net.")
         net = method.make_weight_net()
-        if epoch is None: return _load_into(net, self._file('weight_net.safetensors'))
+        if epoch is None: return self._fill(net, 'weight_net.safetensors')
+        if not 1 <= epoch <= self.config.protocol.epochs: raise ValueError(f"epoch={epoch}: this run has epochs 1 to {self.config.protocol.epochs}.")
         net.load_state_dict({n.removeprefix('phi.'): p[epoch - 1] for n, p in self.trace.items() if n.startswith('phi.')})
         return net
 
-def _load_into(net:nn.Module, path:Path)->nn.Module:
-    try: net.load_state_dict(load_file(path))
-    except Exception as e:
-        raise ValueError(f"{path} does not hold the weights of this {type(net).__name__} ({type(e).__name__}: {e}): "
-                         "remove the run's folder and train it again.") from e
-    return net
+    def _fill(self, net:nn.Module, name:str)->nn.Module:
+        weights = load(self._bytes(name))
+        try: net.load_state_dict(weights)
+        except RuntimeError as e: raise RecordError(f"{self.folder/name} does not hold the weights of this {type(net).__name__} ({e}). {_AGAIN}.") from e
+        return net
 
 # %% ../nbs/07_runs.ipynb #835335b1
 def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progress:Progress):
@@ -278,7 +282,7 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
     card = protocol_card(seen) | dict(split_hash=split.hash)
     if method.sees_val: card |= dict(train_chooses='student weights; train holds the validation images too', val_chooses='nothing of its own')
     n_drawn = split.n_per_class if seen.n_classes == split.n_classes else seen.n_per_class # groups go by what was drawn; an expert knows its own classes only
-    dump('split.json', card); dump('env.json', environment(shop.device))
+    dump('split.json', card); dump('env.json', environment(shop.device) | (dict(places=progress.places) if len(progress.places) > 1 else {}))
     tensors = lambda name, ts: atomic_write(folder/name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()}))
     tensors('student.safetensors', shop.student.state_dict())
     if hasattr(method, 'weight_net'): tensors('weight_net.safetensors', method.weight_net.state_dict())
@@ -305,11 +309,11 @@ def last_look(shop:Workshop)->dict[str, Tensor]:
 
 # %% ../nbs/07_runs.ipynb #10d31e12
 def find_run(runs_dir, run_id:str)->Run|None:
-    "The finished run of that id, or None. `ValueError` if what is there is damaged or another run."
+    "The finished run of that id, or None. `RecordError` if what is there is damaged or another run."
     folder = Path(runs_dir)/run_id
     if not (folder/'summary.json').exists(): return None
     found = Run(folder)
-    if found.summary['run_id'] != run_id: raise ValueError(f"{folder} holds another run, {found.summary['run_id']!r}: it was renamed or copied here. {_AGAIN}.")
+    if found.summary['run_id'] != run_id: raise RecordError(f"{folder} holds another run, {found.summary['run_id']!r}: it was renamed or copied here. {_AGAIN}.")
     return found
 
 def load_teacher(runs_dir, # where its run is
@@ -317,15 +321,15 @@ def load_teacher(runs_dir, # where its run is
                  split:Split, # what the student will see
                  normalisation:str|None=None # and how its pixels are scaled; None: not compared
                 )->nn.Module:
-    "A trained teacher, if it is finished and saw the same images, scaled alike; `ValueError` otherwise."
+    "A trained teacher, if it is finished and saw the same images, scaled alike; `RecordError` otherwise."
     found = find_run(runs_dir, run_id)
-    if found is None: raise ValueError(f"there is no finished teacher {run_id!r} in {runs_dir}: run it first.")
+    if found is None: raise RecordError(f"there is no finished teacher {run_id!r} in {runs_dir}: run it first.")
     if normalisation and found.config.protocol.normalisation != normalisation:
-        raise ValueError(f"teacher {run_id!r} was trained on pixels scaled by {found.config.protocol.normalisation!r}, the student's are scaled by {normalisation!r}. "
+        raise RecordError(f"teacher {run_id!r} was trained on pixels scaled by {found.config.protocol.normalisation!r}, the student's are scaled by {normalisation!r}. "
                          "Train a teacher with the student's normalisation.")
     theirs, ours = found.summary['split_hash'], split.hash
     if theirs != ours:
-        raise ValueError(f"teacher {run_id!r} saw other images: its split hash is {theirs}, the student's is {ours}. "
+        raise RecordError(f"teacher {run_id!r} saw other images: its split hash is {theirs}, the student's is {ours}. "
                          "Train a teacher on this split (same dataset, rho and seed).")
     return found.student()
 
@@ -369,10 +373,10 @@ def run(cfg:RunConfig, # what to run
         for left in folder.glob('.*.tmp'): left.unlink() # of a process that was killed while it wrote
         atomic_write(folder/'config.json', cfg.model_dump_json(indent=1))
         student = create_model(cfg.net, method.see(split).n_classes, split.train.pixels.shape[1], cfg.protocol.head_init, seed=cfg.seed)
-        checkpoint = folder/'checkpoint.pt'
+        checkpoint, here = folder/'checkpoint.pt', {k: v for k, v in environment(device).items() if k != 'finished_at'}
         shop, progress = train(student, method, split, cfg.protocol, teacher=teacher, seed=cfg.seed, device=device, checkpoint=checkpoint,
                                label=f'{cfg.method} {cfg.dataset} rho={cfg.rho:g} seed={cfg.seed}', show=show, tensorboard=folder/'tensorboard' if tensorboard else None,
-                               memo=Path(runs_dir)/cfg.teachers[0]/'memo' if teacher and memo_gib else None, memo_gib=memo_gib, compile=compile)
+                               memo=Path(runs_dir)/cfg.teachers[0]/'memo' if teacher and memo_gib else None, memo_gib=memo_gib, compile=compile, place=here)
         _write_record(folder, cfg, split, shop, progress)
         checkpoint.unlink(missing_ok=True)
     return Run(folder, fresh=True)
@@ -380,7 +384,7 @@ def run(cfg:RunConfig, # what to run
 # %% ../nbs/07_runs.ipynb #c985aaf6
 def find_runs(runs_dir # a folder of runs
              )->list[Run]: # in the order of `bikd.methods.rank`, then by dataset, ρ and seed
-    "All finished runs below a folder. `ValueError` where one cannot be read."
+    "All finished runs below a folder. `RecordError` where one cannot be read."
     runs = [Run(path.parent) for path in Path(runs_dir).glob('*/summary.json')]
     for r in runs: r.summary, r.config
     return sorted(runs, key=lambda r: (rank(r.config.method), r.config.dataset, r.config.rho, r.config.seed, r.config.run_id))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Teacher', 'Workshop', 'pick_device', 'memory_layout', 'check_clock', 'check_fit', 'check_small_batches', 'set_up',
            'train_epoch', 'NonFiniteLoss', 'check_finite', 'evaluate', 'accuracy_pct', 'Tally', 'StorageError',
-           'said_plainly', 'atomic_write', 'Progress', 'run_key', 'save_checkpoint', 'load_checkpoint', 'Bar', 'train']
+           'RecordError', 'said_plainly', 'atomic_write', 'Progress', 'run_key', 'save_checkpoint', 'load_checkpoint',
+           'Bar', 'train']
 
 # %% ../nbs/06_training.ipynb #7080d36d
 import copy, errno, hashlib, io, math, os, sys, time
@@ -301,6 +302,9 @@ class Tally:
 class StorageError(PlainError, OSError):
     "A file could not be written."
 
+class RecordError(PlainError, ValueError):
+    "A stored file is not what was written, or another one than was asked for."
+
 @contextmanager
 def said_plainly(path # what is to be written, or the folder it goes to
                 ):
@@ -337,6 +341,14 @@ class Progress:
     seconds: float = 0. # spent so far, interruptions not counted
     teacher_seconds: float = 0. # of these, for the teacher's answers
     teacher_computed: int = 0 # answers that were not in the memo
+    places: list[dict] = field(default_factory=list) # where it was computed, as `train` was told, each with its `first_epoch`; a new entry when that changes
+
+    def arrive(self, place:dict # plain values
+              )->str: # what has changed since the last entry; '' if nothing has, or if this is the first
+        "Note where the next epochs are computed."
+        before = self.places[-1] if self.places else None
+        if before is None or before | place != before: self.places.append(dict(first_epoch=len(self.history) + 1) | place)
+        return ', '.join(f'{k}: {before.get(k)} -> {v}' for k, v in place.items() if before.get(k) != v) if before else ''
 
     def weight_rows(self, terms:tuple[str, ...] # of the method
                    )->list[dict]: # keys epoch, class, w_<term>
@@ -361,15 +373,17 @@ def save_checkpoint(path, # where; written whole or not at all
     state = dict(key=key, student=shop.student.state_dict(), optimizer=shop.optimizer.state_dict(),
                  method=shop.method.state(), progress=vars(progress))
     buffer = io.BytesIO(); torch.save(state, buffer); data = buffer.getvalue()
-    atomic_write(path, hashlib.sha256(data).hexdigest().encode() + b'\n' + data)
+    atomic_write(path, _first_line(data) + data)
+
+def _first_line(data:bytes)->bytes: "Format and checksum."; return f'bikd checkpoint 2 {hashlib.sha256(data).hexdigest()}\n'.encode()
 
 def load_checkpoint(path, shop:Workshop, key:str)->Progress:
-    "Put a saved state back. `ValueError` for a damaged file or one of another run."
-    digest, _, data = Path(path).read_bytes().partition(b'\n')
-    if hashlib.sha256(data).hexdigest().encode() != digest: raise ValueError(f"checkpoint {path} cannot be read: it is damaged, or of another version of bikd. Remove it to start this run anew.")
+    "Put a saved state back. `RecordError` for a damaged file or one of another run or version."
+    raw = Path(path).read_bytes(); data = raw.partition(b'\n')[2]
+    if raw != _first_line(data) + data: raise RecordError(f"checkpoint {path} cannot be read: it is damaged, or of another version of bikd. Remove it to start this run anew.")
     state = torch.load(io.BytesIO(data), map_location=shop.device, weights_only=True)
     if not isinstance(state, dict) or state.get('key') != key:
-        raise ValueError(f"checkpoint {path} belongs to another run (other method, settings, images, student or teacher): "
+        raise RecordError(f"checkpoint {path} belongs to another run (other method, settings, images, student or teacher): "
                          "remove it, or resume with what it was made with.")
     shop.student.load_state_dict(state['student']); shop.optimizer.load_state_dict(state['optimizer']); shop.method.load_state(state['method'])
     return Progress(**state['progress'])
@@ -410,6 +424,7 @@ def train(student:nn.Module, # trained in place
           memo=None, # a folder for the teacher's answers, shared by all its students; None: none are kept
           memo_gib:float=2., # the largest memo to keep
           compile:bool|None=None, # the forward-mode pass; None: if the run is long enough to repay it
+          place:dict|None=None, # plain values: what shall be remembered of where this is, e.g. `bikd.runs.environment`
           watch:Callable|None=None # called after each epoch with the workshop and the epoch, counted from 0; may look at everything
          )->tuple[Workshop, Progress]: # what it was trained in, and the history of all epochs; the student is now the last epoch's
     "Train a student by any method: Algorithm 1 with its outer loop. Errors: `set_up`, `load_checkpoint`, `NonFiniteLoss`."
@@ -417,6 +432,7 @@ def train(student:nn.Module, # trained in place
     shop = set_up(student, method, split, protocol, teacher, seed, device, stats, memo, memo_gib, compile)
     key = run_key(shop) if checkpoint else ''
     progress = load_checkpoint(checkpoint, shop, key) if checkpoint and Path(checkpoint).exists() else Progress()
+    if place and (moved := progress.arrive(place)) and show: print(f'{label or method.name}: resumed after epoch {len(progress.history)} where not all is as before ({moved}); the record will name both', flush=True)
     spent = progress.teacher_seconds, progress.teacher_computed
     log = _scalars(tensorboard)
     bar = Bar(label or method.name, protocol.epochs, len(progress.history), show)

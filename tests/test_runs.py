@@ -4,8 +4,10 @@ from contextlib import contextmanager
 
 import pytest, torch
 
+from bikd import training
+from bikd.graph import provenance
 from bikd.methods import CE, METHODS, register
-from bikd.runs import RunConfig, find_run, load_runs, make_config, run, seal
+from bikd.runs import RunConfig, environment, find_run, load_runs, make_config, run, seal
 from bikd.training import NonFiniteLoss
 from processes import configs, finish, record, start
 
@@ -89,6 +91,18 @@ def test_a_record_of_another_version_is_refused_in_words(tmp_path):
     cfg = make_config('mnist5k', 100, 0, 'ce', net='resnet8', protocol=dict(epochs=1)); folder = run(cfg, tmp_path, show=False).folder
     path = folder/'config.json'; path.write_text(json.dumps(json.loads(path.read_text()) | dict(schema_version=2))); seal(folder)
     with pytest.raises(ValueError, match="config.json cannot be meant: schema_version = 2: Input should be 1.*read it with the version of bikd that wrote it"): load_runs(tmp_path)
+
+
+def test_a_run_that_is_resumed_elsewhere_names_every_place(tmp_path, monkeypatch, capsys):
+    cfg, real = make_config('mnist5k', 100, 0, 'ce', net='resnet8', protocol=dict(epochs=2)), training.save_checkpoint
+    def cut_off(*a): real(*a); raise KeyboardInterrupt
+    monkeypatch.setattr(training, 'save_checkpoint', cut_off)
+    with pytest.raises(KeyboardInterrupt): run(cfg, tmp_path, show=False)
+    monkeypatch.undo(); here = environment()
+    monkeypatch.setattr('bikd.runs.environment', lambda device: here | dict(torch='9.9'))
+    r = run(cfg, tmp_path); assert f"resumed after epoch 1 where not all is as before (torch: {here['torch']} -> 9.9)" in capsys.readouterr().out
+    assert [(p['first_epoch'], p['torch']) for p in r.environment['places']] == [(1, here['torch']), (2, '9.9')]
+    assert provenance([r]).machine[0].endswith('(the last of 2 places)')
 
 
 def test_tensorboard_scalars_are_those_of_the_metrics(tmp_path):

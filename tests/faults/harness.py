@@ -65,7 +65,7 @@ def whole(folder):
     "Whatever carries its final name is whole: checked as a reader would, right after the kill."
     checkpoint = folder/'checkpoint.pt'
     if checkpoint.exists():
-        digest, _, data = checkpoint.read_bytes().partition(b'\n'); assert hashlib.sha256(data).hexdigest().encode() == digest, checkpoint
+        head, _, data = checkpoint.read_bytes().partition(b'\n'); assert hashlib.sha256(data).hexdigest().encode() == head.split()[-1], checkpoint
     if (folder/'summary.json').exists():
         r = Run(folder); r.config, r.summary, r.metrics, r.class_weights, r.samples, r.trace, r.confusion, r.calibration, r.student()
 
