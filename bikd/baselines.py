@@ -112,7 +112,7 @@ class DiVE(Priors):
 @register
 class CCKD(Priors):
     "Class-conditional knowledge distillation (Li et al. 2024), reconstructed."
-    name = 'cckd'; terms = ('hard', 'soft'); needs_teacher = True; needs = frozenset({'counts', 'val'})
+    name = 'cckd'; terms = ('hard', 'soft'); needs_teacher = True; needs = frozenset({'counts'}); from_val = "the teacher's prior"
     presets = {'original': dict(temperature=2.)}
     recipes = {'original': dict(batch_size=128)}
     temperature: float = Field(4., gt=0) # τ; the original's is 2

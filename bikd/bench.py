@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 
 import pandas as pd, torch, torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from .data import Images, Split, Views

@@ -75,10 +75,12 @@ class Images(NamedTuple):
     def __len__(self): return len(self.pixels)
 
     def take(self, ids:Tensor # positions, int64 `(n,)`
-            )->'Images': # those images, in that order
+            )->'Images':
+        "Those images, in that order."
         return Images(self.pixels[ids], self.labels[ids])
 
-    def joined(self, other:'Images')->'Images': # ours first
+    def joined(self, other:'Images')->'Images':
+        "These images, then the others."
         return Images(*(torch.cat(pair) for pair in zip(self, other)))
 
 # %% ../nbs/00_data.ipynb #82da0775
@@ -431,7 +433,8 @@ def class_aware_batches(labels:Tensor, # int64 `(N,)`, of the set
     return [Batch(i.to(device), v.to(device)) for i, v in zip(ids.split(batch_size), shown.split(batch_size))]
 
 # %% ../nbs/00_data.ipynb #b8f3dad0
-def protocol_card(split:Split # any split
+def protocol_card(split:Split, # any split
+                  from_val:str='what a method learns from them (BiKD: the weights of its weight net)' # see `bikd.methods.Method`
                  )->dict: # plain values, ready for JSON
     "Counts, order, seed, hash, and which images chose what."
     n = split.n_per_class
@@ -441,7 +444,7 @@ def protocol_card(split:Split # any split
         n_val_per_class=split.val.labels.bincount(minlength=split.n_classes).tolist(), n_test=len(split.test), n_views=split.views.n,
         drawn='per class, one permutation counted from the seed: val first, train next; test is the same for every seed',
         train_chooses='student weights (every method), teacher weights',
-        val_chooses='weights of the weight net (BiKD); the epoch of val_selected accuracy',
+        val_chooses='; '.join(filter(None, [from_val, 'the epoch of val_selected accuracy'])),
         test_chooses='nothing that is trained; the epoch of best_on_test accuracy, stored under that name')
 
 # %% ../nbs/00_data.ipynb #d925f1ed

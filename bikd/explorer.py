@@ -216,7 +216,8 @@ class Explorer(W.VBox):
         "Show what the controls say."
         for run, panel, alarm in zip(self.runs, self.panels, self.alarm):
             view = self.views[run.value]; panel.show(view, self.epoch.value, self.loss.value, self.cls.value, self.sample.value)
-            alarm.value = '<br>'.join(f'<span class="bikd-alarm" style="color:#b00">{a}</span>' for a in alarms(view.run)) or '<span class="bikd-alarm" style="color:#666">no alarm: weights spread, φ moves</span>'
+            stuck, calm = alarms(view.run), 'no alarm: weights spread, φ moves' if view.learns else 'no weight net: nothing to watch'
+            alarm.value = '<br>'.join(f'<span class="bikd-alarm" style="color:{"#b00" if stuck else "#666"}">{a}</span>' for a in stuck or [calm])
 
 def explorable(runs_dir, # a folder of runs
                data_dir=None # where images are

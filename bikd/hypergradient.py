@@ -133,7 +133,8 @@ def hypergradient(student:nn.Module, # θ, in train mode for BatchNorm as in tra
                  )->tuple[Tensor, ...]: # ∂L_val/∂φ, one tensor per parameter of `weight_net`
     """One-step hypergradient of the validation cross-entropy (Alg. 1, lines 5-11).
 
-    The student's parameters, buffers and gradients are left untouched. `ValueError` for an unknown estimator, a learning rate of 0, mixed dtypes or a student without parameters."""
+    The student's parameters, buffers and gradients are left untouched. `ValueError` for an unknown estimator, a learning rate of 0, mixed dtypes or a student without parameters;
+    `NotImplementedError`, by PyTorch's forward mode, for a layer that has no such rule: use 'double_backward' then."""
     if not lr > 0: raise ValueError(f"lr={lr}: the virtual step needs a learning rate above 0, or the hypergradient is zero.")
     kinds = {next(net.parameters(), x).dtype for net in (student, weight_net)} | {x.dtype, x_val.dtype, teacher_logits.dtype}
     if len(kinds) > 1: raise ValueError(f"student, weight net, images and teacher logits have dtypes {', '.join(sorted(map(str, kinds)))}: one was expected for all.")

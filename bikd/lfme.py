@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'only', 'Expert', 'HeadExpert', 'MediumExpert', 'TailExpert'
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch, torch.nn.functional as F
+import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
@@ -107,7 +107,7 @@ def curriculum(v0:Tensor, # `(N,)`
 @register
 class LFME(Method):
     "Learning from multiple experts (Xiang et al. 2020)."
-    name = 'lfme'; terms = ('hard', *PARTS); needs_teacher = True; sampler = 'class_aware'; needs = frozenset({'groups', 'counts', 'val'})
+    name = 'lfme'; terms = ('hard', *PARTS); needs_teacher = True; sampler = 'class_aware'; needs = frozenset({'groups', 'counts'}); from_val = 'how much each expert is heard'
     presets = {'original': dict(temperature=2., curriculum='logits')}
     recipes = {'original': dict(batch_size=256, decay_at=(50/90, 80/90))}
     temperature: float = Field(4., gt=0) # τ; the original's is 2

@@ -67,7 +67,9 @@ class Table(_File):
         words, given = raw[:, :-2], np.ascontiguousarray(raw[:, -2:]).view('<u8')[:, 0]
         return torch.from_numpy(np.ascontiguousarray(words)).view(self.dtype), torch.from_numpy(given == _checksum(rows, words))
 
-    def write(self, rows:np.ndarray, numbers:Tensor):
+    def write(self, rows:np.ndarray, # `(m,)`
+              numbers:Tensor): # `(m, width)`
+        "Make rows known."
         words = numbers.detach().cpu().to(self.dtype).contiguous().view(torch.int32).numpy().view('<u4')
         self.map[rows] = np.concatenate([words, _checksum(rows, words)[:, None].astype('<u8').view('<u4')], 1)
 
@@ -124,7 +126,7 @@ class Memo:
             self.table = Table(folder/name, about, rows, self.n_classes, self.dtype)
         except OSError as e: warnings.warn(f"no memo can be kept in {folder} ({e.strerror or e}): the teacher is asked live.")
 
-    def compute(self, ids, views): self.computed += len(ids); return answer(self.teacher, self.gallery, ids, views).to(self.dtype)
+    def compute(self, ids:Tensor, views:Tensor)->Tensor: "Logits `(m, C)`, computed now."; self.computed += len(ids); return answer(self.teacher, self.gallery, ids, views).to(self.dtype)
 
     def __call__(self,
                  ids:Tensor, # int64 `(m,)`, which images

@@ -45,7 +45,7 @@ class Setting(NamedTuple):
 
 # %% ../nbs/05_methods.ipynb #4a4bf59f
 class Method(BaseModel):
-    "A row of Table 1: settings as fields, behaviour as the methods below."
+    "A row of Table 1, a control or an expert: settings as fields, behaviour as the methods below."
     model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
     name: ClassVar[str] # how configs, tables and `-p methods` call it
     terms: ClassVar[tuple[str, ...]] = ('hard',) # names of the K losses
@@ -54,7 +54,8 @@ class Method(BaseModel):
     at_theta: ClassVar[bool] = False # bilevel: the virtual step has weights zero, so the virtual student is the student itself
     big: ClassVar[bool] = False # True: trains the teacher's net, under its protocol
     sees_val: ClassVar[bool] = False # True: validation images are trained on, so they cannot choose an epoch
-    needs: ClassVar[frozenset[str]] = frozenset() # of the data: 'val', 'counts', 'groups'; see `check`
+    from_val: ClassVar[str] = '' # what it learns from validation images while it trains; '': nothing, and it can do without them
+    needs: ClassVar[frozenset[str]] = frozenset() # of the training data: 'counts', 'groups'; see `check`
     sampler: ClassVar[Literal['instance', 'class_aware']] = 'instance' # 'class_aware': batches by `bikd.data.class_aware_batches`
     presets: ClassVar[dict[str, dict]] = {} # preset -> settings that differ from the defaults under it
     recipes: ClassVar[dict[str, dict]] = {} # preset -> fields of the protocol that differ for this method
@@ -69,7 +70,7 @@ class Method(BaseModel):
         "`ValueError`, before anything is trained, if the data cannot give what this method needs."
         def refuse(what, remedy): raise ValueError(f"method {self.name!r} needs {what}. {remedy}")
         empty = lambda images: (images.labels.bincount(minlength=split.n_classes) == 0).nonzero()[:, 0].tolist()
-        if self.bilevel or 'val' in self.needs:
+        if self.from_val:
             remedy = "Set aside a few labelled images of every class, or use a method that asks for none (ce, kd, bkd, wsl, dive)."
             if not len(split.val): refuse("validation images with labels, and this split has none", remedy)
             if missing := empty(split.val): refuse(f"validation images of every class, and class {missing[0]} has none", remedy)
@@ -112,7 +113,7 @@ def fixed(losses:Tensor, # `(B, K)`
 # %% ../nbs/05_methods.ipynb #99c644b4
 class Bilevel(Method):
     "What learns from ∂L_val/∂w: answers `virtual_weights` and `learn` too."
-    bilevel = True
+    bilevel = True; from_val = "the samples' weights"
     estimator: Literal['jvp', 'jvp_bf16', 'double_backward', 'finite_difference'] = 'jvp' # of the hypergradient
 
     def val_losses(self, step): return hard_loss(step.logits, step.labels).mean()
@@ -178,7 +179,8 @@ class Clock:
         self.count += 1
         return at % self.k == 0
 
-    def begin_epoch(self)->bool: # whether what was accumulated is thrown away
+    def begin_epoch(self)->bool:
+        "Whether what was accumulated is thrown away."
         if self.rule == 'per_epoch': self.count = 0
         return self.rule == 'per_epoch'
 
@@ -195,7 +197,8 @@ class PhiLearner:
 
     def forget(self): "∇φ ← 0."; self.grads = [torch.zeros_like(p) for p in self.phi.parameters()]
 
-    def begin_epoch(self, decays:int):
+    def begin_epoch(self, decays:int): # how often the student's learning rate has been decayed so far
+        "Set φ's learning rate, and what the epoch begins with."
         self.sizes = [] # of this epoch's ∇φ
         if self.clock.begin_epoch(): self.forget()
         for group in self.optimizer.param_groups: group['lr'] = self.s.phi_lr*self.s.phi_decay**decays
@@ -213,9 +216,11 @@ class PhiLearner:
         return moved or self.phi_t is not self.phi
 
     def state(self)->dict:
+        "For a checkpoint."
         return dict(phi=self.phi.state_dict(), grads=self.grads, optimizer=self.optimizer.state_dict(), count=self.clock.count, moves=self.moves)
 
     def load_state(self, state:dict):
+        "Takes back what `state` gave."
         self.phi.load_state_dict(state['phi']); self.optimizer.load_state_dict(state['optimizer'])
         self.grads, self.clock.count, self.moves = [g.to(p) for g, p in zip(state['grads'], self.phi.parameters())], state['count'], state['moves']
 
@@ -224,7 +229,7 @@ _RELEASED_BIKD = dict(update_rule='per_epoch', accumulation='mean', inputs='stud
 
 class BiKD(BiKDSettings):
     "Bilevel balanced distillation (Algorithm 1): weights by f_φ, φ by accumulated one-step hypergradients."
-    name = 'bikd'
+    name = 'bikd'; from_val = 'the weights of its weight net'
     presets = {'clean': dict(update_rule='count_then_test', accumulation='mean'),
                'released': _RELEASED_BIKD, 'released-cifar10': _RELEASED_BIKD | dict(k=1, hidden=(64,), val_loss='mix')}
     recipes = {'released': dict(batch_size=100, weight_decay=5e-4, first_epoch=0, head_init='kaiming', teacher_mode='train', report='best_on_test')}
@@ -343,7 +348,7 @@ DIFFERENCES = { # number -> (topic, paper, released code, switch)
     6: ('k', '5', '5; 1 in the CIFAR-10 command', 'k'),
     7: ('layers of f_φ', 'two hidden, widths not stated', '64, 64; 64 alone for CIFAR-10', 'hidden'),
     8: ('inputs of f_φ', 'teacher CE, student CE', 'student CE, teacher CE', 'inputs'),
-    9: ('teacher', 'frozen', 'BatchNorm in training mode', 'teacher_mode'),
+    9: ('teacher', 'fixed', 'BatchNorm in training mode', 'teacher_mode'),
     10: ('real and virtual step', 'the same', 'momentum and weight decay only in the real one', 'virtual_step'),
     11: ('the rest of the recipe', 'one recipe', 'batch, weight decay, τ, milestones, normalisation, selection differ by script',
          'batch_size, weight_decay, temperature, soft_weight, first_epoch, normalisation, augment_val, report, seed'),

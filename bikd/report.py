@@ -27,7 +27,7 @@ STYLE = {'font.size': 7, 'axes.titlesize': 7, 'axes.labelsize': 7, 'xtick.labels
          'lines.markersize': 2.5, 'figure.dpi': 160, 'figure.constrained_layout.use': True, 'image.cmap': 'viridis'}
 
 COLOURS = dict(teacher='#000000', ce='#7F7F7F', kd='#0072B2', bikd='#D55E00', bkd='#009E73', cckd='#CC79A7',
-               wsl='#E69F00', rwkd='#56B4E9', lfme='#8C6D31', dive='#882255', bsce='#332288', ltkd='#DDCC77', l2rw='#44AA99', mwn='#AA4499')
+               wsl='#E69F00', rwkd='#56B4E9', lfme='#8C6D31', dive='#882255', bsce='#332288', ltkd='#DDCC77', l2rw='#44AA99', mwn='#AA4499', mwn_ci='#CC6677', ce_balanced='#117733')
 LABELS = dict(teacher='Teacher (CE)', ce='Student (CE)', kd='KD', bikd='BiKD', bkd='BKD', cckd='CCKD',
               wsl='WSL', rwkd='RWKD', lfme='LFME', dive='DiVE', # as Table 1 prints them
               bsce='Balanced softmax', ce_balanced='CE by class-balanced batches', ce_val='CE on train ∪ val', kd_val='KD on train ∪ val', bsce_val='Balanced softmax on train ∪ val', ltkd='LTKD', l2rw='L2RW',
@@ -55,6 +55,8 @@ def save_figure(fig:Figure, # drawn
     "Write `stem.pdf`, `stem.png` and, of a plot, `stem.csv`, without dates."
     stem = Path(stem); stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(stem.name + e) for e in ('.pdf', '.png', '.csv')][:2 if data is None else 3]
+    for _ in range(3): fig.draw_without_rendering() # the layout settles,
+    fig.set_layout_engine('none') # and stays: how often and at which resolution a figure was drawn before must not show in its bytes
     def drawn(**kw): buffer = io.BytesIO(); fig.savefig(buffer, **kw); return buffer.getvalue()
     atomic_write(files[0], drawn(format='pdf', metadata=dict(CreationDate=None, Creator=None, Producer=None)))
     atomic_write(files[1], drawn(format='png', dpi=220, metadata=dict(Software=None)))
@@ -89,7 +91,7 @@ def by_method(runs # `Run`s
 def plot_curves(runs, # finished `Run`s, any methods and seeds
                 columns=(('val_acc_pct', 'validation accuracy (%)'), ('test_acc_pct', 'test accuracy (%)')) # of `metrics.csv`, with axis labels
                )->Figure:
-    "A panel per column, a line per method over epochs; same limits on both panels."
+    "A panel per column, a line per method over epochs; same limits on all panels."
     with paper_style():
         fig, axs = plt.subplots(1, len(columns), figsize=(TEXT_WIDTH, 1.9), sharey=True, squeeze=False)
         for ax, (col, label) in zip(axs[0], columns):

@@ -6,7 +6,6 @@
 __all__ = ['FromZero', 'L2RW', 'RWKD', 'LossNet', 'MetaWeightNet', 'MetaWeightNetImbalance']
 
 # %% ../nbs/05c_reweighting.ipynb #17e15212
-import copy
 from typing import Literal
 
 import torch
@@ -14,7 +13,6 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from .data import counted
-from .losses import hard_loss
 from .methods import CE, Bilevel, Distillation, Setting, register
 
 # %% ../nbs/05c_reweighting.ipynb #3ba8d707
@@ -62,7 +60,7 @@ class LossNet(nn.Module):
 @register
 class MetaWeightNet(Bilevel, CE):
     "Meta-Weight-Net (Shu et al. 2019), in either of its official forms."
-    name = 'mwn'
+    name = 'mwn'; from_val = 'the weights of its weight net'
     variant: Literal['label_noise', 'class_imbalance'] = 'label_noise'
     hidden: int = Field(100, ge=1)
     virtual_step: Literal['plain', 'optimizer'] = 'plain'

@@ -279,7 +279,7 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
     table('class_weights.csv', weights)
     text('confusion.csv', pd.DataFrame(confusion_matrix(logits, labels).tolist()).to_csv())
     table('calibration.csv', calibration(logits, labels))
-    card = protocol_card(seen) | dict(split_hash=split.hash)
+    card = protocol_card(seen, method.from_val) | dict(split_hash=split.hash)
     if method.sees_val: card |= dict(train_chooses='student weights; train holds the validation images too', val_chooses='nothing of its own')
     n_drawn = split.n_per_class if seen.n_classes == split.n_classes else seen.n_per_class # groups go by what was drawn; an expert knows its own classes only
     dump('split.json', card); dump('env.json', environment(shop.device) | (dict(places=progress.places) if len(progress.places) > 1 else {}))
@@ -356,7 +356,7 @@ def run(cfg:RunConfig, # what to run
         memo_gib:float=2., # the largest memo of its teacher to keep, beside the teacher's weights; 0: none
         compile:bool|None=None # the forward-mode pass, see `bikd.training.set_up`
        )->Run:
-    "The finished run of this config: loaded if there is one, else trained, resuming from its last epoch if it was interrupted."
+    "The finished run of this config: loaded if there is one, else trained, resuming from its last epoch if it was interrupted. Errors: those of `load_split`, `load_teacher` and `bikd.training.train`."
     folder = Path(runs_dir)/cfg.run_id
     if (found := find_run(runs_dir, cfg.run_id)):
         (folder/'checkpoint.pt').unlink(missing_ok=True) # of a process that was killed after it had finished

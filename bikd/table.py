@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pandas as pd
 from scipy.stats import t as student_t
 
-from .methods import CONTROLS, TABLE1, rank
-from .report import ACCURACIES, LABELS, markdown_table, paired_difference
+from .methods import rank
+from .report import ACCURACIES, LABELS, paired_difference
 from .runs import Run, RunConfig, find_runs, make_config
 
 # %% ../nbs/13_table.ipynb #d87c7300

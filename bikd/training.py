@@ -427,7 +427,7 @@ def train(student:nn.Module, # trained in place
           place:dict|None=None, # plain values: what shall be remembered of where this is, e.g. `bikd.runs.environment`
           watch:Callable|None=None # called after each epoch with the workshop and the epoch, counted from 0; may look at everything
          )->tuple[Workshop, Progress]: # what it was trained in, and the history of all epochs; the student is now the last epoch's
-    "Train a student by any method: Algorithm 1 with its outer loop. Errors: `set_up`, `load_checkpoint`, `NonFiniteLoss`."
+    "Train a student by any method: Algorithm 1 with its outer loop. Errors: `ValueError` of `set_up`, `RecordError` of `load_checkpoint`, `StorageError`, `NonFiniteLoss`."
     protocol = protocol or Protocol()
     shop = set_up(student, method, split, protocol, teacher, seed, device, stats, memo, memo_gib, compile)
     key = run_key(shop) if checkpoint else ''

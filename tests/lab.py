@@ -26,9 +26,9 @@ def ask(url, token=None):
 
 
 @contextmanager
-def served(command, ready, env, log, patience=60):
+def served(command, ready, env, log, patience=60, cwd=None):
     "Start a server, wait until `ready()` is true, end it with its kernels."
-    with open(log, 'w') as out: process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    with open(log, 'w') as out: process = subprocess.Popen(command, env=env, cwd=cwd, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         began = time.time()
         while True:
@@ -63,11 +63,12 @@ def lab(root, **env): # yields its address and token
 
 
 @contextmanager
-def voila(notebook, **env): # yields its address and token
-    port, token = free_port(), secrets.token_hex(16); url = f'http://127.0.0.1:{port}'
+def voila(arguments, root, **env): # yields its address and the token it has made
+    port = free_port()
     with tempfile.TemporaryDirectory() as t:
-        command = [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', f'--token={token}', '--show_tracebacks=True'] # as documented, with a token that is known here
-        with served(command, lambda: ask(f'{url}/voila/static/voila.js', token)[0] == 200, private(t, **env), f'{t}/log'): yield url, token
+        said = Path(t, 'log'); token = lambda: re.search(r'running at:\s+http://localhost:\d+/\?token=(\w+)', said.read_text())
+        command = [sys.executable, '-m', 'voila', '--no-browser', f'--port={port}', '--show_tracebacks=True', *arguments]
+        with served(command, token, private(t, **env), said, cwd=root): yield f'http://127.0.0.1:{port}', token()[1]
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 """The notebooks as a reader meets them: a real JupyterLab and a real Voilà, in a real browser. Screenshots stay in $BIKD_SCREENSHOTS, if that is set, else in pytest's temporary folder."""
-import os, re
+import os, re, shlex
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,10 @@ def test_the_explorer_in_lab(server, screenshots):
 
 
 def test_the_explorer_under_voila(root, screenshots):
-    with voila(root/'nbs'/'explore.ipynb') as (url, token), browser() as page:
-        assert ask(url)[1].count(b'explore') == 0 and ask(url, token)[0] == 200 # who has no token meets a login page at most
+    arguments = shlex.split(re.search(r'&& voila (.*)', (root/'README.md').read_text())[1]) # as the README has them
+    with voila(arguments, root) as (url, token), browser() as page:
+        for address in ('/', '/?token=nbs/explore.ipynb', '/voila/render/nbs/explore.ipynb', '/voila/tree'): # who has no token meets the login page, or nothing
+            status, body = ask(url + address); assert status in (403, 404) or b'name="password"' in body, (address, status)
+        assert len(token) >= 32
         page.goto(f'{url}/?token={token}', timeout=90_000)
         use_the_explorer(page, screenshots, 'explore-voila')
