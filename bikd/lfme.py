@@ -110,7 +110,7 @@ class LFME(Method):
     name = 'lfme'; terms = ('hard', *PARTS); needs_teacher = True; sampler = 'class_aware'; needs = frozenset({'groups', 'counts'}); from_val = 'how much each expert is heard'
     presets = {'original': dict(temperature=2., curriculum='logits')}
     recipes = {'original': dict(batch_size=256, decay_at=(50/90, 80/90))}
-    temperature: float = Field(4., gt=0) # τ; the original's is 2
+    temperature: float = Field(4., gt=0, le=1e4) # τ; the original's is 2
     hear_up_to: float = Field(.3, ge=0, lt=1) # a
     curriculum: Literal['losses', 'logits'] = 'losses' # what v_i multiplies
     _groups: list = PrivateAttr(None)

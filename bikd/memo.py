@@ -37,6 +37,7 @@ class _File:
                 warnings.warn(f"{self.path} is truncated, damaged or of another teacher: it is made anew. Students are not affected.")
                 self.path.unlink()
             if not self.path.exists(): self._make()
+            with open(self.path, 'r+b') as f: self._claim(f) # a copy may have holes
         self.map = np.memmap(self.path, dtype='<u4', mode='r+', offset=self.HEADER, shape=(rows, self.n + 2))
 
     @classmethod
@@ -46,14 +47,16 @@ class _File:
         if self.path.stat().st_size != self.bytes: return False
         with open(self.path, 'rb') as f: return f.read(self.HEADER).rstrip(b'\0') == self.head
 
+    def _claim(self, f):
+        "Claim all of the file's space now: writing to a hole of a mapped file on a full disk would kill the process."
+        if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, self.bytes)
+
     def _make(self):
-        "All of the file's space is claimed now: writing to a mapped file on a full disk would kill the process."
         tmp = self.path.with_name(f'.{self.path.name}.tmp')
         try:
             with open(tmp, 'wb') as f:
                 f.write(self.head.ljust(self.HEADER, b'\0'))
-                if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, self.bytes)
-                f.truncate(self.bytes); f.flush(); os.fsync(f.fileno())
+                self._claim(f); f.truncate(self.bytes); f.flush(); os.fsync(f.fileno())
             os.replace(tmp, self.path)
         finally: tmp.unlink(missing_ok=True)
 

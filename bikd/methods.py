@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['METHODS', 'TABLE1', 'CONTROLS', 'PRESETS', 'DIFFERENCES', 'Step', 'Setting', 'Method', 'fixed', 'Bilevel', 'CE',
            'TeacherCE', 'Distillation', 'KD', 'BiKDSettings', 'Clock', 'PhiLearner', 'BiKD', 'register', 'get_method',
-           'rank', 'Protocol', 'preset']
+           'methods_named', 'rank', 'Protocol', 'preset']
 
 # %% ../nbs/05_methods.ipynb #72b004d2
-import copy
+import copy, hashlib, inspect
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Callable, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Callable, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
@@ -59,6 +59,14 @@ class Method(BaseModel):
     sampler: ClassVar[Literal['instance', 'class_aware']] = 'instance' # 'class_aware': batches by `bikd.data.class_aware_batches`
     presets: ClassVar[dict[str, dict]] = {} # preset -> settings that differ from the defaults under it
     recipes: ClassVar[dict[str, dict]] = {} # preset -> fields of the protocol that differ for this method
+
+    @classmethod
+    def own_code(cls)->str:
+        "SHA-256 of the functions of its classes outside bikd, which a run's record remembers; '' if there are none, or their source cannot be had."
+        unwrap = lambda f: getattr(f, 'fget', None) or getattr(f, '__func__', f)
+        functions = [f for c in cls.__mro__ if issubclass(c, Method) and c.__module__.partition('.')[0] != 'bikd' for f in map(unwrap, vars(c).values()) if inspect.isfunction(f)]
+        try: return hashlib.sha256(''.join(map(inspect.getsource, functions)).encode()).hexdigest() if functions else ''
+        except (OSError, TypeError): return ''
 
     @property
     def taught_by(self)->tuple[str, ...]: "Names of the methods that train its teachers, one net each."; return ('teacher',) if self.needs_teacher else ()
@@ -133,7 +141,7 @@ class TeacherCE(CE):
 class Distillation(Method):
     "What KD and BiKD share: hard and soft loss at one temperature."
     terms = ('hard', 'soft'); needs_teacher = True
-    temperature: float = Field(4., gt=0) # τ
+    temperature: float = Field(4., gt=0, le=1e4) # τ
 
     def losses(self, step):
         return torch.stack([hard_loss(step.logits, step.labels), soft_loss(step.logits, step.teacher_logits, self.temperature)], 1)
@@ -152,13 +160,13 @@ class BiKDSettings(Bilevel, Distillation):
     k: int = Field(5, ge=1) # batches between two moves of φ
     update_rule: Literal['test_then_count', 'count_then_test', 'per_epoch'] = 'test_then_count' # when φ moves
     accumulation: Literal['sum', 'mean'] = 'sum' # of the k hypergradients
-    hidden: tuple[int, ...] = (64, 64) # Tanh layers of f_φ
+    hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((64, 64), min_length=1) # Tanh layers of f_φ
     inputs: Literal['teacher,student', 'student,teacher', 'teacher', 'student'] = 'teacher,student' # what f_φ looks at, in which order
     outputs: Literal['sigmoid', 'softmax'] = 'sigmoid' # free weights, or weights that sum to one
     val_loss: Literal['ce', 'mix'] = 'ce' # 'mix': mean of hard plus soft loss on validation images
     phi_optimizer: Literal['adam', 'sgd'] = 'adam'
-    phi_lr: float = Field(1e-3, gt=0) # learning rate of φ
-    phi_weight_decay: float = Field(0., ge=0) # L2 term in φ's optimizer
+    phi_lr: float = Field(1e-3, gt=0, le=1e38) # learning rate of φ
+    phi_weight_decay: float = Field(0., ge=0, le=1e38) # L2 term in φ's optimizer
     phi_decay: float = Field(1., gt=0, le=1) # φ's learning rate is multiplied by this at each decay of the student's
     phi_clock: Literal['batch', 'epoch'] = 'batch' # what the index t of φ^(t) counts
     virtual_step: Literal['plain', 'optimizer'] = 'plain' # 'optimizer': with momentum and weight decay, as the real step
@@ -281,6 +289,15 @@ def get_method(name:str # a key of `METHODS`
     if name not in METHODS: raise ValueError(f"method {name!r} is unknown; there are: {', '.join(sorted(METHODS, key=rank))}.")
     return METHODS[name]
 
+def methods_named(text # words: names, 'all' (the rows of Table 1) or 'controls'
+                 )->list[str]: # each once, in order
+    "Names of methods; `ValueError` for one that is unknown, or if there is none."
+    several = dict(all=TABLE1, controls=CONTROLS)
+    names = list(dict.fromkeys(m for word in str(text).split() for m in several.get(word, (word,))))
+    if not names: raise ValueError(f"methods={text!r} names nothing.")
+    for m in names: get_method(m)
+    return names
+
 def rank(name:str)->tuple: # sorts names of methods
     "Place in a table: rows of Table 1, controls, all others by name."
     order = TABLE1 + CONTROLS
@@ -291,10 +308,10 @@ class Protocol(BaseModel):
     "How a student is trained and reported, whatever its method (§4.1)."
     model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
     epochs: int = Field(120, ge=1)
-    batch_size: int = Field(100, ge=1) # of training and validation batches
-    lr: float = Field(.1, gt=0) # SGD
+    batch_size: int = Field(100, ge=1, lt=2**31) # of training and validation batches
+    lr: float = Field(.1, gt=0, le=1e38) # SGD
     momentum: float = Field(.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=1e38)
     decay_at: tuple[float, ...] = (2/3, 5/6) # fractions of the schedule
     lr_decay: float = Field(.1, gt=0, le=1)
     warmup: float = Field(0., ge=0, lt=1) # fraction of the schedule during which the learning rate grows linearly up to lr

@@ -103,10 +103,11 @@ def check_logits(net:nn.Module, # any module; left as it is
                  who:str='net' # how the message calls it
                 ):
     "Refuse, with a `ValueError`, a net that does not turn one image into logits `(1, C)`."
+    if not isinstance(net, nn.Module): raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
     try: out = copy.deepcopy(net).eval()(x)
     except Exception as e:
         raise ValueError(f"the {who} fails on an image of shape {tuple(x.shape[1:])} and dtype {x.dtype} ({type(e).__name__}: {e}).") from e
-    if not isinstance(out, Tensor) or out.shape != (1, num_classes):
+    if not isinstance(out, Tensor) or out.shape != (1, num_classes) or not out.is_floating_point():
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"the {who} returns {got} for one image; expected logits of shape (1, {num_classes}): one number per class.")
 

@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 
 from .data import Images, Split, Views, generator
-from .methods import Method, get_method, preset
+from .methods import Method, Protocol, get_method, preset
 from .training import train
 
 # %% ../nbs/09_own_data.ipynb #22a2472f
@@ -29,6 +29,8 @@ def as_images(pixels, # uint8 `(N, channels, H, W)` or `(N, H, W)`, array or ten
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[2] != pixels.shape[3]:
         raise ValueError(f"images have shape {tuple(pixels.shape)} and dtype {pixels.dtype}; "
                          "expected uint8 pixels (0 to 255) of shape (N, channels, H, W) with H = W.")
+    labels = labels.to(torch.int64) # unsigned ones have no minimum
+    if labels.max() >= 10**6: raise ValueError(f"label {labels.max().item()} is too large; classes are numbered from 0 to C-1, without gaps.")
     if labels.min() < 0: raise ValueError(f"label {labels.min().item()} is negative; classes are numbered from 0.")
     return Images(pixels.contiguous(), labels.long().contiguous())
 
@@ -72,6 +74,8 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
            )->Distilled:
     "Distil a teacher into a student on imbalanced images. `ValueError` for what does not fit together; else as `bikd.training.train`."
     if (val_images is None) != (val_labels is None): raise ValueError("val_images and val_labels are given together or not at all.")
+    if val_images is not None and val_per_class: raise ValueError(f"val_per_class={val_per_class} sets images aside, and val_images are given: one of the two.")
+    if idle := {'head_init', 'report'} & set(fields) | ({'normalisation'} & set(fields) if mean is not None else set()): raise ValueError(f"{', '.join(sorted(idle))} would change nothing here: the net is yours, so are the numbers you quote, and mean and std say how pixels are scaled.")
     if (mean is None) != (std is None): raise ValueError("mean and std are given together or not at all.")
     pool = as_images(images, labels)
     if pool.labels.max() == 0: raise ValueError("all labels are 0: with one class there is nothing to tell apart.")
@@ -81,8 +85,10 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
     else: rest, val = pool, nothing
     n = rest.labels.bincount()
     split = Split('own', (n.max()/n[n > 0].min()).item(), seed, rest, val, nothing, Views(pool.pixels.shape[-1], pad, flip))
-    settings = {k: v for k, v in fields.items() if k in type(preset(preset_name, method)[0]).model_fields}
+    mine = get_method(method).model_fields; settings = {k: v for k, v in fields.items() if k in mine}
+    if unknown := [k for k in fields if k not in mine and k not in Protocol.model_fields]: raise ValueError(f"{unknown[0]!r} is a field neither of method {method!r} ({', '.join(mine) or 'it has none'}) nor of the protocol ({', '.join(Protocol.model_fields)}).")
     m, protocol = preset(preset_name, method, {k: v for k, v in fields.items() if k not in settings}, settings)
+    if mean is not None and not all(0 <= m <= 1 for m in torch.as_tensor(mean).reshape(-1).tolist()): raise ValueError(f"mean={mean}: means of pixels scaled to [0, 1] were expected; divide by 255.")
     stats = None if mean is None else tuple(torch.as_tensor(t, dtype=torch.float32).reshape(-1) for t in (mean, std))
     if len(m.taught_by) > 1: raise ValueError(f"method {method!r} is taught by {len(m.taught_by)} nets, each trained in its own way ({', '.join(m.taught_by)}); distill takes one teacher. Use another method, or bikd.runs.run.")
     _, progress = train(student, m, split, protocol, teacher=teacher, seed=seed, device=device, checkpoint=checkpoint, memo=memo, compile=compile, show=show, stats=stats)

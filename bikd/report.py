@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_WIDTH', 'STYLE', 'COLOURS', 'LABELS', 'ACCURACIES', 'colour', 'paper_style', 'save_figure', 'plot_counts',
-           'by_method', 'plot_curves', 'spread', 'accuracy_table', 'of_all_classes', 'per_class_table',
+           'by_method', 'alike', 'plot_curves', 'spread', 'accuracy_table', 'of_all_classes', 'per_class_table',
            'markdown_table', 'paired_difference', 'plot_per_class', 'plot_weight_net', 'plot_class_weights']
 
 # %% ../nbs/08_report.ipynb #0e8ee810
@@ -16,7 +16,7 @@ import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd, torch
 from matplotlib.figure import Figure
 
 from .runs import GROUPS, Run, shot_groups
-from .training import atomic_write
+from .training import atomic_write, make_folder
 from .weight_net import weight_surface
 
 # %% ../nbs/08_report.ipynb #4ab81065
@@ -53,7 +53,7 @@ def save_figure(fig:Figure, # drawn
                 data:pd.DataFrame|None=None # the plotted numbers; None: of a drawing, which has none
                )->list[Path]: # the files
     "Write `stem.pdf`, `stem.png` and, of a plot, `stem.csv`, without dates."
-    stem = Path(stem); stem.parent.mkdir(parents=True, exist_ok=True)
+    stem = Path(stem); make_folder(stem.parent)
     files = [stem.with_name(stem.name + e) for e in ('.pdf', '.png', '.csv')][:2 if data is None else 3]
     for _ in range(3): fig.draw_without_rendering() # the layout settles,
     fig.set_layout_engine('none') # and stays: how often and at which resolution a figure was drawn before must not show in its bytes
@@ -88,6 +88,15 @@ def by_method(runs # `Run`s
     for r in runs: out.setdefault(r.config.method, []).append(r)
     return out
 
+def alike(runs # `Run`s that are to be averaged
+         )->list[Run]: # in order of seeds
+    "The same runs, if they differ in nothing but their seeds and what follows from them; `ValueError` otherwise."
+    settings = {r.config.model_copy(update=dict(seed=0, teacher_run=None, expert_runs=())).model_dump_json() for r in runs}
+    if len(settings) > 1 or len({r.config.seed for r in runs}) < len(runs): # the same seed twice: other teachers
+        c = runs[0].config
+        raise ValueError(f"the {len(runs)} runs of {c.method} on {c.dataset} at ρ = {c.rho:g} differ in more than their seed (settings, or the teacher): they cannot be averaged. Give each kind a folder of its own.")
+    return sorted(runs, key=lambda r: r.config.seed)
+
 def plot_curves(runs, # finished `Run`s, any methods and seeds
                 columns=(('val_acc_pct', 'validation accuracy (%)'), ('test_acc_pct', 'test accuracy (%)')) # of `metrics.csv`, with axis labels
                )->Figure:
@@ -118,7 +127,7 @@ def accuracy_table(runs # finished `Run`s
     "Test accuracy in percent by epoch choice and by class group (last epoch), which of them the preset quotes, ECE, seconds; one row per method."
     rows = {}
     for m, rs in by_method(runs).items():
-        s = [r.summary for r in rs]
+        s = [r.summary for r in alike(rs)]
         rows[m] = dict(n=len(s), net=s[0]['net']) | {name: spread([x[key] for x in s]) for name, key in ACCURACIES.items()}
         rows[m] |= {'headline': ' / '.join(dict.fromkeys(r.config.protocol.report for r in rs)), 'ECE (%)': spread([100*x['ece'] for x in s]),
                     'train time (s)': f"{sum(x['train_time_s'] for x in s)/len(s):.0f}"}
@@ -149,8 +158,8 @@ def paired_difference(runs, # finished `Run`s of one setting
                       a:str, b:str, # names of two methods
                       key:str='test_acc_pct_last' # of `summary.json`
                      )->pd.Series: # a minus b, indexed by seed
-    "Difference of two methods, seed by seed; seeds that only one of them has are left out."
-    value = lambda m: pd.Series({r.config.seed: r.summary[key] for r in by_method(runs).get(m, [])}, dtype=float)
+    "Difference of two methods, seed by seed; seeds that only one of them has are left out. `ValueError` for runs that are not `alike`."
+    value = lambda m: pd.Series({r.config.seed: r.summary[key] for r in alike(by_method(runs).get(m, []))}, dtype=float)
     return (value(a) - value(b)).dropna().rename(f'{a} - {b}')
 
 # %% ../nbs/08_report.ipynb #ccac99d5

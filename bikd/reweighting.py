@@ -62,7 +62,7 @@ class MetaWeightNet(Bilevel, CE):
     "Meta-Weight-Net (Shu et al. 2019), in either of its official forms."
     name = 'mwn'; from_val = 'the weights of its weight net'
     variant: Literal['label_noise', 'class_imbalance'] = 'label_noise'
-    hidden: int = Field(100, ge=1)
+    hidden: int = Field(100, ge=1, le=4096)
     virtual_step: Literal['plain', 'optimizer'] = 'plain'
     _net: LossNet|None = PrivateAttr(None)
     _optimizer: torch.optim.Optimizer|None = PrivateAttr(None)

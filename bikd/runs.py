@@ -6,11 +6,12 @@
 __all__ = ['GROUPS', 'SUMS', 'SETTINGS', 'RunConfig', 'make_config', 'one_line', 'shot_groups', 'calibration',
            'expected_calibration_error', 'confusion_matrix', 'summarise', 'environment', 'seal', 'Sealed', 'Run',
            'last_look', 'find_run', 'load_teacher', 'run', 'find_runs', 'load_runs', 'parse_changes', 'changes_for',
-           'Parameters', 'ParameterError', 'given_parameters', 'Plan', 'project_root', 'make_plan', 'check_parameters']
+           'Parameters', 'ParameterError', 'refused', 'given_parameters', 'Plan', 'project_root', 'make_plan',
+           'check_parameters']
 
 # %% ../nbs/07_runs.ipynb #155798f0
-import ast, difflib, hashlib, io, json, os, platform, shutil, subprocess, time
-from contextlib import contextmanager
+import ast, difflib, hashlib, io, json, math, os, platform, shutil, subprocess, time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -27,9 +28,9 @@ from torch import Tensor, nn
 import bikd
 from .data import PlainError, Source, Split, data_home, get_source, load_split, long_tailed_counts, protocol_card
 from .losses import hard_loss
-from .methods import CONTROLS, TABLE1, Method, Protocol, get_method, preset, rank
+from .methods import Method, Protocol, get_method, methods_named, preset, rank
 from .models import check_logits, check_model, create_model
-from .training import Progress, RecordError, Teacher, Workshop, atomic_write, check_clock, evaluate, pick_device, said_plainly, train
+from .training import Progress, RecordError, Teacher, Workshop, atomic_write, check_answers, check_clock, check_fit, evaluate, make_folder, pick_device, said_plainly, train
 
 # %% ../nbs/07_runs.ipynb #ef6b6118
 class RunConfig(BaseModel):
@@ -56,7 +57,7 @@ class RunConfig(BaseModel):
         check_model(self.net)
         method = self.make_method()
         object.__setattr__(self, 'settings', method.model_dump(mode='json')) # defaults spelled out: equal settings, equal ids
-        if len(method.taught_by) != len(self.teachers) or (len(self.teachers) == 1) != (self.teacher_run is not None):
+        if len(method.taught_by) != len(self.teachers) or (len(self.teachers) == 1) != (self.teacher_run is not None) or (self.teacher_run and self.expert_runs):
             field = 'expert_runs' if len(method.taught_by) > 1 or self.expert_runs else 'teacher_run'
             raise ValueError(f"method {self.method!r} " + (f"needs {field}, {len(method.taught_by)} in number." if method.needs_teacher else f"takes no {field}."))
         return self
@@ -90,7 +91,7 @@ def make_config(dataset:str, rho:float, seed:int, method:str, # see `RunConfig`
     source, big = get_source(dataset), get_method(method).big
     if big: preset_name = 'clean'
     m, p = preset(preset_name, method, dict(epochs=source.epochs) | (protocol or {}), settings)
-    return RunConfig(dataset=dataset, rho=float(rho), seed=seed, method=method, preset=preset_name, protocol=p, teacher_run=teacher_run, expert_runs=expert_runs, n_val=n_val,
+    return RunConfig(dataset=dataset, rho=rho, seed=seed, method=method, preset=preset_name, protocol=p, teacher_run=teacher_run, expert_runs=expert_runs, n_val=n_val,
                      net=net or (source.teacher if big else source.student), settings=m.model_dump(mode='json'))
 
 # %% ../nbs/07_runs.ipynb #1c50ce1e
@@ -114,6 +115,8 @@ def calibration(logits:Tensor, # `(N, C)`
                 bins:int=15 # of equal width in confidence
                )->pd.DataFrame: # a row per bin: low, high, n, and confidence, accuracy (means, 0 .. 1; of an empty bin 0)
     "Images by the probability of the class they are given: a reliability diagram's numbers."
+    labels = check_answers(logits, labels)
+    if bins < 1: raise ValueError(f"bins={bins}: at least one is needed.")
     conf, pred = logits.double().softmax(1).max(1)
     which = (conf*bins).ceil().long().clamp(1, bins) - 1
     n, sure, right = (torch.zeros(bins, dtype=torch.float64, device=conf.device).index_add_(0, which, v).cpu()
@@ -131,7 +134,7 @@ def expected_calibration_error(logits:Tensor, # `(N, C)`
 
 def confusion_matrix(logits:Tensor, labels:Tensor)->Tensor: # int64 `(C, C)`, true class by predicted class
     "Counts of test images."
-    C = logits.shape[1]
+    labels, C = check_answers(logits, labels), logits.shape[1]
     return (labels*C + logits.argmax(1)).bincount(minlength=C*C).reshape(C, C)
 
 # %% ../nbs/07_runs.ipynb #e124aa2d
@@ -145,6 +148,7 @@ def summarise(history:list[dict], # rows of `metrics.csv`
     test, val = ([row[f'{part}_acc_pct'] for row in history] for part in ('test', 'val'))
     chosen, best = val.index(max(val)), test.index(max(test))
     m = confusion_matrix(logits, labels).double()
+    if len(n_per_class) != len(m) or (m.sum(1) == 0).any(): raise ValueError(f"{len(n_per_class)} class counts and test images of {int((m.sum(1) > 0).sum())} classes for logits of {len(m)}: all three must agree.")
     per_class = (100*m.diag()/m.sum(1)).tolist()
     groups = {f'{g}_acc_pct': sum(per_class[c] for c in cs)/len(cs) if cs else None for g, cs in shot_groups(n_per_class).items()}
     numbers = dict(test_acc_pct_last=test[-1], test_acc_pct_val_selected=test[chosen], test_acc_pct_best_on_test=test[best],
@@ -193,20 +197,21 @@ class Sealed:
     @cached_property
     def _sums(self)->dict[str, str]:
         path = self.folder/SUMS
-        if not path.exists(): raise RecordError(f"{self.folder} has no {SUMS}: the run is not finished, or an older version of bikd made it. {_AGAIN}; or, if you trust its files as they are, seal them: bikd.runs.seal({str(self.folder)!r}).")
+        if not path.is_file(): raise RecordError(f"{self.folder} has no {SUMS}: the run is not finished, or an older version of bikd made it. {_AGAIN}; or, if you trust its files as they are, seal them: bikd.runs.seal({str(self.folder)!r}).")
         try: return dict(line.split('  ')[::-1] for line in path.read_text().splitlines())
-        except ValueError: raise RecordError(f"{path} is damaged. {_AGAIN}.") from None
+        except (ValueError, OSError) as e: raise RecordError(f"{path} is damaged or cannot be read ({e}). {_AGAIN}.") from None
 
     def _bytes(self, name:str)->bytes:
         "A file's contents; `RecordError` if the record lacks it, or if it is not what was written."
         path = self.folder/name
         if not path.is_file(): raise RecordError(f"{self.folder} has no {name}: an older version of bikd made this run, or the file was not kept with the record. {_AGAIN}.")
-        data = path.read_bytes()
+        try: data = path.read_bytes()
+        except OSError as e: raise RecordError(f"{path} cannot be read ({e.strerror}). Mend that. {_AGAIN}.") from e
         if self._sums.get(name) != _sha256(data): raise RecordError(f"{path} is not the file that this run wrote: its checksum is not the one in {SUMS}. It is damaged or foreign. {_AGAIN}.")
         return data
 
-    def _json(self, name:str)->dict: return json.loads(self._bytes(name))
-    def _csv(self, name:str, **kw)->pd.DataFrame: return pd.read_csv(io.BytesIO(self._bytes(name)), **kw)
+    def read_json(self, name:str)->dict: "As `_bytes`, parsed."; return json.loads(self._bytes(name))
+    def read_csv(self, name:str, **kw)->pd.DataFrame: "As `_bytes`, parsed; `kw` as pandas has them."; return pd.read_csv(io.BytesIO(self._bytes(name)), **kw)
 
 # %% ../nbs/07_runs.ipynb #073d4c2f
 @dataclass(frozen=True)
@@ -222,17 +227,17 @@ class Run(Sealed):
         except ValidationError as e: raise RecordError(f"{self.folder/'config.json'} cannot be meant: {one_line(e)}. If it names a method or net of yours, register or install that first; "
                                                        "if its schema_version is another one, read it with the version of bikd that wrote it (env.json names it).") from e
     @cached_property
-    def summary(self)->dict: "Its results."; return self._json('summary.json')
+    def summary(self)->dict: "Its results."; return self.read_json('summary.json')
     @cached_property
-    def environment(self)->dict: "Where it was run: versions, machine, git revision; `places`, if it was resumed elsewhere."; return self._json('env.json')
+    def environment(self)->dict: "Where it was run: versions, machine, git revision; `places`, if it was resumed elsewhere."; return self.read_json('env.json')
     @cached_property
-    def metrics(self)->pd.DataFrame: "A row per epoch."; return self._csv('metrics.csv')
+    def metrics(self)->pd.DataFrame: "A row per epoch."; return self.read_csv('metrics.csv')
     @cached_property
-    def class_weights(self)->pd.DataFrame: "Columns epoch, class, n, w_<term>."; return self._csv('class_weights.csv')
+    def class_weights(self)->pd.DataFrame: "Columns epoch, class, n, w_<term>."; return self.read_csv('class_weights.csv')
     @cached_property
-    def confusion(self)->pd.DataFrame: "Test images, true class by predicted class."; return self._csv('confusion.csv', index_col=0)
+    def confusion(self)->pd.DataFrame: "Test images, true class by predicted class."; return self.read_csv('confusion.csv', index_col=0)
     @cached_property
-    def calibration(self)->pd.DataFrame: "Test images by confidence, as `bikd.runs.calibration` gives it."; return self._csv('calibration.csv')
+    def calibration(self)->pd.DataFrame: "Test images by confidence, as `bikd.runs.calibration` gives it."; return self.read_csv('calibration.csv')
 
     @cached_property
     def samples(self)->dict[str, Tensor]:
@@ -292,7 +297,8 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
     summary = dict(run_id=cfg.run_id, dataset=cfg.dataset, rho=cfg.rho, method=cfg.method, seed=cfg.seed, preset=cfg.preset, net=cfg.net, teacher_run=cfg.teacher_run,
                    n_per_class=n_drawn, split_hash=split.hash, **summarise(progress.history, logits, labels, n_drawn, method.sees_val),
                    epochs=cfg.protocol.epochs, train_time_s=round(progress.seconds, 2), teacher_time_s=round(progress.teacher_seconds, 2),
-                   teacher_answers_computed=progress.teacher_computed, compiled=shop.push is not None, device=str(shop.device))
+                   teacher_answers_computed=progress.teacher_computed, compiled=progress.compiled, device=str(shop.device))
+    if code := method.own_code(): summary['method_code'] = code
     summary = json.dumps(summary, indent=1, allow_nan=False)
     seal(folder, {'summary.json': summary.encode()}); text('summary.json', summary)
 
@@ -311,19 +317,27 @@ def last_look(shop:Workshop)->dict[str, Tensor]:
 def find_run(runs_dir, run_id:str)->Run|None:
     "The finished run of that id, or None. `RecordError` if what is there is damaged or another run."
     folder = Path(runs_dir)/run_id
-    if not (folder/'summary.json').exists(): return None
+    if not _claims_to_be_finished(folder): return None
     found = Run(folder)
-    if found.summary['run_id'] != run_id: raise RecordError(f"{folder} holds another run, {found.summary['run_id']!r}: it was renamed or copied here. {_AGAIN}.")
+    if found.summary['run_id'] != run_id: raise RecordError(f"{folder} holds another run, {found.summary['run_id']!r}: it was renamed or copied here. Remove it, or give it its name back.")
     return found
+
+def _claims_to_be_finished(folder:Path)->bool:
+    "A summary is written after its seal and before its checkpoint goes: a seal without either is a record that has lost its summary."
+    if (folder/'summary.json').exists(): return True
+    sealed = folder/SUMS
+    return sealed.is_file() and b'summary.json' in sealed.read_bytes() and not (folder/'checkpoint.pt').exists()
 
 def load_teacher(runs_dir, # where its run is
                  run_id:str, # its id
                  split:Split, # what the student will see
-                 normalisation:str|None=None # and how its pixels are scaled; None: not compared
+                 normalisation:str|None=None, # and how its pixels are scaled; None: not compared
+                 method:str|None=None # that it was trained by; None: not compared
                 )->nn.Module:
     "A trained teacher, if it is finished and saw the same images, scaled alike; `RecordError` otherwise."
     found = find_run(runs_dir, run_id)
     if found is None: raise RecordError(f"there is no finished teacher {run_id!r} in {runs_dir}: run it first.")
+    if method and found.config.method != method: raise RecordError(f"{run_id!r} was trained by {found.config.method!r}, a teacher trained by {method!r} was expected.")
     if normalisation and found.config.protocol.normalisation != normalisation:
         raise RecordError(f"teacher {run_id!r} was trained on pixels scaled by {found.config.protocol.normalisation!r}, the student's are scaled by {normalisation!r}. "
                          "Train a teacher with the student's normalisation.")
@@ -337,14 +351,22 @@ def load_teacher(runs_dir, # where its run is
 @contextmanager
 def _only_one(path:Path, show:bool):
     "Hold a lock file; say so if that means waiting. The system frees the lock of a process that dies."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try: lock.acquire(timeout=1)
-    except Timeout:
-        if show: print(f'another process is training {path.stem[1:]}: waiting for it', flush=True)
-        lock.acquire()
+    make_folder(path.parent); lock = FileLock(path)
+    with said_plainly(path):
+        try: lock.acquire(timeout=1)
+        except Timeout:
+            if show: print(f'another process is training {path.stem[1:]}: waiting for it', flush=True)
+            lock.acquire()
     try: yield
     finally: lock.release()
+
+def _as_asked(found:Run, cfg:RunConfig, split:Split|None)->Run:
+    "A config cannot hold images that are given, nor the code of a method that is not ours: `RecordError` if the record was made from others."
+    theirs, ours = found.summary['split_hash'], split.hash if split else None
+    if ours not in (None, theirs): raise RecordError(f"{found.folder} was trained on other images than those given: its split hash is {theirs}, theirs is {ours}. Give another runs_dir, or remove the folder to have it trained again.")
+    theirs, ours = found.summary.get('method_code'), get_method(cfg.method).own_code()
+    if theirs and ours and theirs != ours: raise RecordError(f"{found.folder} was made when the code of method {cfg.method!r} was another. Give the method another name, or remove the folder to have it trained again.")
+    return found
 
 def run(cfg:RunConfig, # what to run
         runs_dir, # where runs live; made if missing
@@ -359,18 +381,21 @@ def run(cfg:RunConfig, # what to run
     "The finished run of this config: loaded if there is one, else trained, resuming from its last epoch if it was interrupted. Errors: those of `load_split`, `load_teacher` and `bikd.training.train`."
     folder = Path(runs_dir)/cfg.run_id
     if (found := find_run(runs_dir, cfg.run_id)):
-        (folder/'checkpoint.pt').unlink(missing_ok=True) # of a process that was killed after it had finished
-        return found
+        with suppress(OSError): (folder/'checkpoint.pt').unlink() # of a process that was killed after it had finished
+        return _as_asked(found, cfg, split)
     split = split or load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir, cfg.n_val)
     drawn, asked = ((x.dataset, x.rho, x.seed, n) for x, n in ((split, len(split.val)//split.n_classes), (cfg, cfg.n_val or get_source(cfg.dataset).n_val)))
     if drawn != asked: raise ValueError(f"the split given is (dataset, rho, seed, n_val) = {drawn}, the config's is {asked}.")
     method = cfg.make_method()
-    method.check(split)
-    teacher = method.join([load_teacher(runs_dir, t, split, cfg.protocol.normalisation) for t in cfg.teachers], split) if cfg.teachers else None
-    with said_plainly(runs_dir), _only_one(Path(runs_dir)/f'.{cfg.run_id}.lock', show):
-        if (found := find_run(runs_dir, cfg.run_id)): return found # somebody else trained it while we waited
-        folder.mkdir(exist_ok=True)
-        for left in folder.glob('.*.tmp'): left.unlink() # of a process that was killed while it wrote
+    method.check(split); check_fit(method, split, cfg.protocol); pick_device(device) # before anything is written
+    if not memo_gib >= 0: raise ValueError(f"memo_gib={memo_gib}: a size in GiB was expected, 0 or more.")
+    teachers = [load_teacher(runs_dir, t, split, cfg.protocol.normalisation, name) for t, name in zip(cfg.teachers, method.taught_by)]
+    teacher = method.join(teachers, split) if teachers else None
+    with _only_one(Path(runs_dir)/f'.{cfg.run_id}.lock', show):
+        if (found := find_run(runs_dir, cfg.run_id)): return _as_asked(found, cfg, split) # somebody else trained it while we waited
+        make_folder(folder)
+        with said_plainly(folder):
+            for left in folder.glob('.*.tmp'): left.unlink() # of a process that was killed while it wrote
         atomic_write(folder/'config.json', cfg.model_dump_json(indent=1))
         student = create_model(cfg.net, method.see(split).n_classes, split.train.pixels.shape[1], cfg.protocol.head_init, seed=cfg.seed)
         checkpoint, here = folder/'checkpoint.pt', {k: v for k, v in environment(device).items() if k != 'finished_at'}
@@ -385,8 +410,8 @@ def run(cfg:RunConfig, # what to run
 def find_runs(runs_dir # a folder of runs
              )->list[Run]: # in the order of `bikd.methods.rank`, then by dataset, ρ and seed
     "All finished runs below a folder. `RecordError` where one cannot be read."
-    runs = [Run(path.parent) for path in Path(runs_dir).glob('*/summary.json')]
-    for r in runs: r.summary, r.config
+    runs = [r for folder in Path(runs_dir).glob('*/') if (r := find_run(runs_dir, folder.name))]
+    for r in runs: r.config
     return sorted(runs, key=lambda r: (rank(r.config.method), r.config.dataset, r.config.rho, r.config.seed, r.config.run_id))
 
 def load_runs(runs_dir # a folder of runs
@@ -408,6 +433,7 @@ def parse_changes(text:str|None # words like 'accumulation=sum hidden=[64]'
         return tuple(v) if isinstance(v, list) else v
     pairs = [w.partition('=') for w in (text or '').split()]
     if bad := [''.join(p) for p in pairs if not all(p)]: raise ValueError(f"change={text!r}: {bad[0]!r} is not of the form field=value, for example accumulation=sum.")
+    if len(names := [p[0] for p in pairs]) > len(set(names)): raise ValueError(f"change={text!r} names {next(n for n in names if names.count(n) > 1)!r} twice.")
     return {name: value(v) for name, _, v in pairs}
 
 def changes_for(method:str, # its name
@@ -449,6 +475,14 @@ class Parameters(BaseModel):
 class ParameterError(PlainError, ValueError):
     "A parameter is not what it may be."
 
+@contextmanager
+def refused():
+    "Inside, what cannot be meant ends as a `ParameterError`, in one line."
+    try: yield
+    except ParameterError: raise
+    except ValidationError as e: raise ParameterError(one_line(e)) from None
+    except (ValueError, OSError) as e: raise ParameterError(str(e)) from None
+
 # %% ../nbs/07_runs.ipynb #20c0802e
 def _assigned(source:str)->list[str]:
     "Names that a cell assigns at its top level."
@@ -456,6 +490,18 @@ def _assigned(source:str)->list[str]:
     except SyntaxError: return []
     targets = [t for n in body if isinstance(n, ast.Assign) for t in n.targets] + [n.target for n in body if isinstance(n, ast.AnnAssign)]
     return [t.id for t in targets if isinstance(t, ast.Name)]
+
+def _declared(source:str)->dict[str, tuple]:
+    "Kind and default of each name that a cell annotates."
+    return {n.target.id: (ast.unparse(n.annotation), ast.literal_eval(n.value)) for n in ast.parse(source).body if isinstance(n, ast.AnnAssign)}
+
+def _of_kind(name:str, value, kind:str, default):
+    "The value, as text where text is declared and papermill has read a number; `ParameterError` for a value of another kind."
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind == 'str' and number: return str(value)
+    fits = dict(bool=isinstance(value, bool), int=number and isinstance(value, int), float=number and math.isfinite(value), str=isinstance(value, str))
+    if fits.get(kind, True) or value is None and default is None: return value
+    raise ParameterError(f"{name} = {value!r}: expected " + dict(bool='True or False, spelled so', int='a whole number', float='a finite number', str='text')[kind] + '.')
 
 def given_parameters(namespace:dict, # `globals()` of the notebook
                      names=tuple(Parameters.model_fields) # what may be given
@@ -471,6 +517,8 @@ def given_parameters(namespace:dict, # `globals()` of the notebook
         close = difflib.get_close_matches(name, known, 1, .5)
         hint = f' (did you mean {close[0]!r}?)' if close else ''
         raise ParameterError(f"unknown parameter {name!r}{hint}; there are: {', '.join(names)}.")
+    for name, (kind, default) in (_declared(namespace['In'][defaults[-1]]) if defaults else {}).items():
+        namespace[name] = _of_kind(name, namespace[name], kind, default)
     return {n: namespace[n] for n in names if n in namespace}
 
 # %% ../nbs/07_runs.ipynb #a4d23e1d
@@ -488,19 +536,10 @@ def project_root()->Path:
     return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
 
 # %% ../nbs/07_runs.ipynb #d8d70da0
-def _words(text, what:str)->list[str]:
-    "Words of a parameter, each once, in order; at least one."
-    words = list(dict.fromkeys(str(text).split()))
-    if not words: raise ValueError(f"{what}={text!r} names nothing.")
-    return words
-
 def make_plan(p:Parameters)->Plan:
     "Resolve names and presets into configs; `ValueError` for what cannot be run. Writes nothing, reads no images."
-    several = dict(all=TABLE1, controls=CONTROLS)
-    methods = list(dict.fromkeys(m for word in _words(p.methods, 'methods') for m in several.get(word, (word,))))
-    for m in methods: get_method(m)
-    seeds = _words(p.seeds, 'seeds')
-    if not all(s.isdecimal() for s in seeds):
+    methods, seeds = methods_named(p.methods), list(dict.fromkeys(str(p.seeds).split()))
+    if not seeds or not all(s.isdecimal() for s in seeds):
         raise ValueError(f"seeds={p.seeds!r}: whole numbers >= 0 were expected, separated by spaces, for example \"0 1 2\".")
     data_home(p.data_dir)
     runs_dir = Path(p.runs_dir).expanduser() if p.runs_dir else project_root()/'runs'
@@ -508,7 +547,7 @@ def make_plan(p:Parameters)->Plan:
     if p.tensorboard and not find_spec('tensorboard'): raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard.")
     given = {f: v for f in ('epochs', 'batch_size', 'lr') if (v := getattr(p, f)) is not None}
     changes = parse_changes(p.change)
-    if twice := set(changes) & {*SETTINGS, 'epochs', 'teacher_mode'}: raise ValueError(f"change={p.change!r}: {twice.pop()!r} is a parameter of its own; give it with -p.")
+    if twice := set(changes) & {*SETTINGS, 'epochs', 'teacher_mode', *given}: raise ValueError(f"change={p.change!r}: {twice.pop()!r} is a parameter of its own; give it with -p.")
     changes |= {f: v for f in SETTINGS if (v := getattr(p, f)) is not None}
     mine, recipe = ((lambda m, i=i: changes_for(m, changes)[i]) for i in (0, 1))
     for f in changes:
@@ -545,7 +584,4 @@ def _try_net(name:str, head_init:str, source:Source):
 def check_parameters(namespace:dict # `globals()` of the notebook
                     )->Plan:
     "The guard of `run_experiment.ipynb`: one `ParameterError` for whatever cannot be meant."
-    try: return make_plan(Parameters(**given_parameters(namespace)))
-    except ParameterError: raise
-    except ValidationError as e: raise ParameterError(one_line(e)) from None
-    except (ValueError, OSError) as e: raise ParameterError(str(e)) from None
+    with refused(): return make_plan(Parameters(**given_parameters(namespace)))

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'paper_value', 'Interval', 'interval', 'choose', 'cell', 'cell_text', 'table1', 'wide', 'latex_table',
-           'pairs', 'inflation', 'changed', 'effects', 'find_cells']
+           'pairs', 'inflation', 'changed', 'effects', 'of_seeds', 'find_cells']
 
 # %% ../nbs/13_table.ipynb #1ebf037d
 import io, json
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
+import numpy as np, pandas as pd
 from scipy.stats import t as student_t
 
 from .methods import rank
-from .report import ACCURACIES, LABELS, paired_difference
+from .report import ACCURACIES, LABELS, alike, paired_difference
 from .runs import Run, RunConfig, find_runs, make_config
 
 # %% ../nbs/13_table.ipynb #d87c7300
@@ -51,21 +51,17 @@ class Interval(NamedTuple):
 
 def interval(values, # one number per seed
              level:float=.95)->Interval:
-    "The t-interval of a mean; `ValueError` without values."
+    "The t-interval of a mean; `ValueError` without values, or if one is no number."
     v = pd.Series(list(values), dtype=float)
-    if not len(v): raise ValueError("an interval needs at least one value.")
+    if not len(v) or not np.isfinite(v).all() or not 0 < level < 1: raise ValueError(f"an interval needs at least one value, all of them finite, and a level between 0 and 1; got {v.tolist()}, level {level}.")
     half = float(student_t.ppf((1 + level)/2, len(v) - 1)*v.std()/len(v)**.5) if len(v) > 1 else None
     return Interval(float(v.mean()), *((None, None) if half is None else (float(v.mean()) - half, float(v.mean()) + half)), len(v))
 
 # %% ../nbs/13_table.ipynb #ff2ad432
 def choose(runs, # `Run`s
            dataset:str, rho:float, method:str)->list[Run]: # in order of seeds
-    "The runs of a cell; `ValueError` if they differ in more than their seed."
-    cell = [r for r in runs if (r.config.dataset, r.config.rho, r.config.method) == (dataset, rho, method)]
-    settings = {r.config.model_copy(update=dict(seed=0, teacher_run=None, expert_runs=())).model_dump_json() for r in cell}
-    if len(settings) > 1 or len({r.config.seed for r in cell}) < len(cell): # the same seed twice: other teachers
-        raise ValueError(f"the {len(cell)} runs of {method} on {dataset} at ρ = {rho:g} differ in more than their seed (settings, or the teacher): they cannot be averaged. Give each kind a folder of its own.")
-    return sorted(cell, key=lambda r: r.config.seed)
+    "The runs of a cell; `ValueError` if they are not `alike`."
+    return alike([r for r in runs if (r.config.dataset, r.config.rho, r.config.method) == (dataset, rho, method)])
 
 def cell(runs:list[Run], # of one cell
          dataset:str, rho:float, method:str,
@@ -173,6 +169,16 @@ def effects(runs, # `Run`s of one dataset and ρ, base and variants
     return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'mean', 'std', 'pairs', 'difference', 'low', 'high', 'verdict', 'text']).rename_axis('change')
 
 # %% ../nbs/13_table.ipynb #9710e351
+def of_seeds(runs, # `Run`s
+             seeds:str # 'all', or numbers separated by spaces
+            )->list[Run]:
+    "Those with the seeds named; `ValueError` for a seed that none of them has."
+    words, there = str(seeds).split(), {str(r.config.seed) for r in runs}
+    if words == ['all']: return list(runs)
+    if not words or not all(s.isdecimal() for s in words): raise ValueError(f"seeds={seeds!r}: 'all', or whole numbers separated by spaces.")
+    if runs and (lost := set(words) - there): raise ValueError(f"seeds={seeds!r}: no run has seed {min(lost)}; there are: {', '.join(sorted(there))}.")
+    return [r for r in runs if str(r.config.seed) in words]
+
 def find_cells(runs_dir, # a folder of runs, or of folders named after data sets
                datasets:list[str])->list[Run]:
     "Finished runs of these data sets."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Teacher', 'Workshop', 'pick_device', 'memory_layout', 'check_clock', 'check_fit', 'check_small_batches', 'set_up',
-           'train_epoch', 'NonFiniteLoss', 'check_finite', 'evaluate', 'accuracy_pct', 'Tally', 'StorageError',
-           'RecordError', 'said_plainly', 'atomic_write', 'Progress', 'run_key', 'save_checkpoint', 'load_checkpoint',
-           'Bar', 'train']
+           'train_epoch', 'NonFiniteLoss', 'check_finite', 'evaluate', 'check_answers', 'accuracy_pct', 'Tally',
+           'StorageError', 'RecordError', 'said_plainly', 'make_folder', 'atomic_write', 'Progress', 'run_key',
+           'save_checkpoint', 'load_checkpoint', 'Bar', 'train']
 
 # %% ../nbs/06_training.ipynb #7080d36d
 import copy, errno, hashlib, io, math, os, sys, time
@@ -130,8 +130,11 @@ def check_clock(method:Method, n:int, protocol:Protocol):
 def check_fit(method:Method, split:Split, protocol:Protocol):
     "`ValueError` where images, batches and the method's clock do not go together."
     shape = lambda part: tuple(part.pixels.shape[1:])
-    for name, part in (('validation', split.val), ('test', split.test)):
+    for name, part in (('training', split.train), ('validation', split.val), ('test', split.test)):
         if len(part) and shape(part) != shape(split.train): raise ValueError(f"{name} images have shape {shape(part)}, training images {shape(split.train)}: all must be alike.")
+        if part.pixels.dtype != torch.uint8 or part.labels.dtype != torch.int64 or len(part) and part.labels.min() < 0:
+            raise ValueError(f"{name} images have pixels of {part.pixels.dtype} and labels of {part.labels.dtype}; expected uint8 pixels, and int64 labels from 0 on.")
+    if not len(split.train): raise ValueError("there is no training image.")
     check_clock(method, len(method.see(split).train), protocol)
 
 def check_small_batches(net:nn.Module, gallery:Gallery, batch_size:int):
@@ -155,7 +158,12 @@ def set_up(student:nn.Module, # trained in place
           )->Workshop:
     "Check that the parts fit together, and lay them out on the device. `ValueError` where they do not."
     device = pick_device(device)
+    for who, net in (('student', student), ('teacher', student if teacher is None else teacher)):
+        if not isinstance(net, nn.Module): raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
+    if not memo_gib >= 0: raise ValueError(f"memo_gib={memo_gib}: a size in GiB was expected, 0 or more.")
     trainable(student)
+    if not isinstance(teacher, (Teacher, type(None))) and {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
+        raise ValueError("student and teacher share parameters: training the student would change your teacher. Give it a copy: copy.deepcopy(teacher).")
     method.check(split)
     check_fit(method, split, protocol)
     mean, std = stats or pixel_stats(split, protocol.normalisation) # of the split as drawn, so that all who share it see pixels scaled alike
@@ -257,10 +265,20 @@ def evaluate(net:nn.Module, # any net
     net.train(was)
     return logits
 
+def check_answers(logits:Tensor, labels:Tensor)->Tensor: # the labels as int64
+    "`ValueError` unless logits are finite `(N, C)` and labels N class numbers, N > 0."
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if logits.ndim != 2 or not logits.is_floating_point() or not len(logits) or labels.shape != logits.shape[:1] or not whole:
+        raise ValueError(f"logits {tuple(logits.shape)} of {logits.dtype} and labels {tuple(labels.shape)} of {labels.dtype}; expected floating-point logits (N, C), and N class numbers, of at least one image.")
+    if not logits.isfinite().all(): raise ValueError("some of the logits are NaN or infinite: the net has diverged.")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]: raise ValueError(f"labels go from {labels.min().item()} to {labels.max().item()}; with logits of {logits.shape[1]} classes they must lie in 0 to {logits.shape[1] - 1}.")
+    return labels.long()
+
 def accuracy_pct(logits:Tensor, # `(N, C)`
                  labels:Tensor # `(N,)`
                 )->float: # 0 .. 100
-    "Top-1 accuracy in percent."
+    "Top-1 accuracy in percent. `ValueError` as `check_answers`."
+    labels = check_answers(logits, labels)
     return 100*(logits.argmax(1) == labels).sum().item()/len(labels)
 
 # %% ../nbs/06_training.ipynb #2301c06a
@@ -269,8 +287,8 @@ class Tally:
     def __init__(self, method:Method, n_classes:int, n_images:int, device):
         self.method, K = method, len(method.terms)
         self.seen, self.losses, self.loss, self.correct, self.val_loss, self.batches = 0, torch.zeros(K, device=device), 0., 0., 0., 0
-        self.w, self.n = torch.zeros(n_classes, K, device=device), torch.zeros(n_classes, 1, device=device)
-        self.each, self.times = torch.zeros(n_images, 2 + K, device=device), torch.zeros(n_images, 1, device=device)
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float32, device=device)
+        self.w, self.n, self.each, self.times = zeros(n_classes, K), zeros(n_classes, 1), zeros(n_images, 2 + K), zeros(n_images, 1)
 
     def __call__(self, step, losses, w, val_loss):
         self.seen += len(w); self.batches += 1
@@ -316,6 +334,12 @@ def said_plainly(path # what is to be written, or the folder it goes to
                   errno.ENOENT: 'Its folder was removed meanwhile; leave it in place'}.get(e.errno, 'Mend that')
         raise StorageError(f"{path} could not be written: {e.strerror or e}. What was finished before is whole. {remedy}, and give the same command again: it goes on from there.") from e
 
+def make_folder(path)->Path:
+    "The folder, made with those above it if missing. `StorageError` if that fails."
+    path = Path(path)
+    with said_plainly(path): path.mkdir(parents=True, exist_ok=True)
+    return path
+
 def atomic_write(path, # where the file shall be
                  data:bytes|str # all of it; text becomes UTF-8
                 ):
@@ -341,6 +365,7 @@ class Progress:
     seconds: float = 0. # spent so far, interruptions not counted
     teacher_seconds: float = 0. # of these, for the teacher's answers
     teacher_computed: int = 0 # answers that were not in the memo
+    compiled: bool = False # whether some of its tangents were pushed by the compiled pass
     places: list[dict] = field(default_factory=list) # where it was computed, as `train` was told, each with its `first_epoch`; a new entry when that changes
 
     def arrive(self, place:dict # plain values
@@ -358,9 +383,9 @@ class Progress:
 
 def run_key(shop:Workshop # before its first epoch
            )->str: # SHA-256, hex
-    "What a checkpoint must agree on to be resumed: method, protocol, seed, images, views, pixel scaling, the student's shapes, the teacher's weights."
+    "What a checkpoint must agree on to be resumed: method (and its code, if it is not ours), protocol, seed, images, views, pixel scaling, the student's shapes, the teacher's weights."
     m, s = shop.method, shop.split
-    h = hashlib.sha256(repr((m.name, m.model_dump_json(), shop.protocol.model_dump_json(), shop.seed, s.hash, s.views,
+    h = hashlib.sha256(repr((m.name, m.own_code(), m.model_dump_json(), shop.protocol.model_dump_json(), shop.seed, s.hash, s.views,
                              [(n, tuple(t.shape), t.dtype) for n, t in shop.student.state_dict().items()])).encode())
     teacher = {} if shop.teacher is None else shop.teacher.state_dict()
     h.update(fingerprint((shop.train.mean, shop.train.std, *teacher.values())).encode())
@@ -379,14 +404,19 @@ def _first_line(data:bytes)->bytes: "Format and checksum."; return f'bikd checkp
 
 def load_checkpoint(path, shop:Workshop, key:str)->Progress:
     "Put a saved state back. `RecordError` for a damaged file or one of another run or version."
-    raw = Path(path).read_bytes(); data = raw.partition(b'\n')[2]
+    try: raw = Path(path).read_bytes()
+    except OSError as e: raise RecordError(f"checkpoint {path} cannot be read ({e.strerror}). Mend that, or remove it to start this run anew.") from e
+    data = raw.partition(b'\n')[2]
     if raw != _first_line(data) + data: raise RecordError(f"checkpoint {path} cannot be read: it is damaged, or of another version of bikd. Remove it to start this run anew.")
     state = torch.load(io.BytesIO(data), map_location=shop.device, weights_only=True)
     if not isinstance(state, dict) or state.get('key') != key:
-        raise RecordError(f"checkpoint {path} belongs to another run (other method, settings, images, student or teacher): "
+        raise RecordError(f"checkpoint {path} belongs to another run (other method or code of it, settings, images, student or teacher): "
                          "remove it, or resume with what it was made with.")
-    shop.student.load_state_dict(state['student']); shop.optimizer.load_state_dict(state['optimizer']); shop.method.load_state(state['method'])
-    return Progress(**state['progress'])
+    try:
+        shop.student.load_state_dict(state['student']); shop.optimizer.load_state_dict(state['optimizer']); shop.method.load_state(state['method'])
+        return Progress(**state['progress'])
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise RecordError(f"checkpoint {path} was made by other code than this ({type(e).__name__}: {e}): remove it to start this run anew.") from e
 
 # %% ../nbs/06_training.ipynb #5064d2e9
 class Bar:
@@ -440,22 +470,23 @@ def train(student:nn.Module, # trained in place
         began = time.perf_counter()
         tally = Tally(method, shop.split.n_classes, len(shop.train), shop.device)
         with counted(seed, 'noise', epoch, device=shop.device): train_epoch(shop, epoch, tally)
+        if not all(q.isfinite().all() for q in student.parameters()): raise NonFiniteLoss(f"after epoch {epoch}: some of the student's parameters are NaN or infinite; it has diverged. Lower the learning rate.")
         row = dict(epoch=epoch + 1, lr=shop.optimizer.param_groups[0]['lr'], **tally.row())
         for name, gallery in (('val', shop.val), ('test', shop.test)):
             if not len(gallery): continue
-            logits = evaluate(student, gallery)
-            row |= {f'{name}_acc_pct': accuracy_pct(logits, gallery.labels), f'{name}_ce': F.cross_entropy(logits, gallery.labels).item()}
+            logits = evaluate(student, gallery); ce = F.cross_entropy(logits, gallery.labels).item()
+            if not (math.isfinite(ce) and logits.isfinite().all()): raise NonFiniteLoss(f"after epoch {epoch}: the {name} cross-entropy is {ce}; the student has diverged. Lower the learning rate.")
+            row |= {f'{name}_acc_pct': accuracy_pct(logits, gallery.labels), f'{name}_ce': ce}
             if name == 'val': method.after_epoch(logits, gallery.labels)
-            if not math.isfinite(row[f'{name}_ce']):
-                raise NonFiniteLoss(f"after epoch {epoch}: the {name} cross-entropy is {row[f'{name}_ce']}; the student has diverged. Lower the learning rate.")
         progress.history.append(row); progress.class_weights.append(tally.by_class.tolist())
         progress.trace.append(tally.by_image | {f'phi.{n}': p.detach().to('cpu', copy=True) for n, p in (method.weight_net.state_dict() if hasattr(method, 'weight_net') else {}).items()})
         progress.seconds += time.perf_counter() - began
         progress.teacher_seconds, progress.teacher_computed = (before + sum(getattr(m, what) for m in shop.memos.values())
                                                                for before, what in zip(spent, ('seconds', 'computed')))
+        progress.compiled |= shop.push is not None
+        log(row) # rather twice than never, if this process is killed here
         if checkpoint: save_checkpoint(checkpoint, shop, progress, key)
         if watch: watch(shop, epoch)
-        log(row)
         bar.step('  '.join([f"loss {row['train_loss']:.3f}"] + [f"{k.removesuffix('_acc_pct')} {v:5.1f} %" for k, v in row.items() if k in ('val_acc_pct', 'test_acc_pct')]))
     bar.bar.close()
     return shop, progress
@@ -470,5 +501,5 @@ def _scalars(folder)->Callable:
     def log(row):
         for name, value in row.items():
             if name != 'epoch': writer.add_scalar(name, value, row['epoch'])
-        writer.flush()
+        with said_plainly(folder): writer.flush()
     return log
