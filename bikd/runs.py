@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import bikd
 from .data import PlainError, Source, Split, data_home, get_source, load_split, long_tailed_counts, protocol_card
 from .losses import hard_loss
-from .methods import Method, Protocol, get_method, methods_named, preset, rank
+from .methods import Method, Protocol, get_method, methods_named, own_code, preset, rank
 from .models import check_logits, check_model, create_model
 from .training import Progress, RecordError, Teacher, Workshop, atomic_write, check_answers, check_clock, check_fit, evaluate, make_folder, pick_device, said_plainly, train
 
@@ -298,7 +298,7 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
                    n_per_class=n_drawn, split_hash=split.hash, **summarise(progress.history, logits, labels, n_drawn, method.sees_val),
                    epochs=cfg.protocol.epochs, train_time_s=round(progress.seconds, 2), teacher_time_s=round(progress.teacher_seconds, 2),
                    teacher_answers_computed=progress.teacher_computed, compiled=progress.compiled, device=str(shop.device))
-    if code := method.own_code(): summary['method_code'] = code
+    if code := own_code(type(method)): summary['method_code'] = code
     summary = json.dumps(summary, indent=1, allow_nan=False)
     seal(folder, {'summary.json': summary.encode()}); text('summary.json', summary)
 
@@ -364,7 +364,7 @@ def _as_asked(found:Run, cfg:RunConfig, split:Split|None)->Run:
     "A config cannot hold images that are given, nor the code of a method that is not ours: `RecordError` if the record was made from others."
     theirs, ours = found.summary['split_hash'], split.hash if split else None
     if ours not in (None, theirs): raise RecordError(f"{found.folder} was trained on other images than those given: its split hash is {theirs}, theirs is {ours}. Give another runs_dir, or remove the folder to have it trained again.")
-    theirs, ours = found.summary.get('method_code'), get_method(cfg.method).own_code()
+    theirs, ours = found.summary.get('method_code'), own_code(get_method(cfg.method))
     if theirs and ours and theirs != ours: raise RecordError(f"{found.folder} was made when the code of method {cfg.method!r} was another. Give the method another name, or remove the folder to have it trained again.")
     return found
 

@@ -120,9 +120,10 @@ def pairs(runs, # finished `Run`s
     rows = []
     for d, rho in columns:
         for b in rivals:
+            if a == b: continue
             both = [r for m in (a, b) for r in choose(runs, d, rho, m)]
             diff = paired_difference(both, a, b, ACCURACIES[accuracy])
-            if a == b or not len(diff): continue
+            if not len(diff): continue
             i = interval(diff)
             rows.append(dict(dataset=d, rho=rho, a=a, b=b, mean=i.mean, low=i.low, high=i.high, n=i.n, verdict=i.verdict, text=str(i)))
     return pd.DataFrame(rows, columns=['dataset', 'rho', 'a', 'b', 'mean', 'low', 'high', 'n', 'verdict', 'text'])

@@ -23,7 +23,7 @@ from .data import Batch, Gallery, PlainError, Split, class_aware_batches, counte
 from .hypergradient import FORWARD_MODE, Noise, train_gradient, trainable, trial, weight_gradient
 from .losses import hard_loss
 from .memo import Memo, fingerprint
-from .methods import Method, Protocol, Setting, Step
+from .methods import Method, Protocol, Setting, Step, own_code
 from .models import check_logits, count_macs
 from .tangent import CompiledPush, Tape, compile_push, is_dual, worth_compiling
 
@@ -385,7 +385,7 @@ def run_key(shop:Workshop # before its first epoch
            )->str: # SHA-256, hex
     "What a checkpoint must agree on to be resumed: method (and its code, if it is not ours), protocol, seed, images, views, pixel scaling, the student's shapes, the teacher's weights."
     m, s = shop.method, shop.split
-    h = hashlib.sha256(repr((m.name, m.own_code(), m.model_dump_json(), shop.protocol.model_dump_json(), shop.seed, s.hash, s.views,
+    h = hashlib.sha256(repr((m.name, own_code(type(m)), m.model_dump_json(), shop.protocol.model_dump_json(), shop.seed, s.hash, s.views,
                              [(n, tuple(t.shape), t.dtype) for n, t in shop.student.state_dict().items()])).encode())
     teacher = {} if shop.teacher is None else shop.teacher.state_dict()
     h.update(fingerprint((shop.train.mean, shop.train.std, *teacher.values())).encode())

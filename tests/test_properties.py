@@ -103,7 +103,7 @@ def test_calibration_and_confusion_count_every_image(what, bins):
 
 protocols = st.fixed_dictionaries({}, optional=dict(epochs=st.integers(1, 500), batch_size=st.integers(1, 500), lr=st.floats(1e-6, 10), momentum=st.floats(0, .99), weight_decay=st.floats(0, 1), warmup=st.floats(0, .9),
     decay_at=st.lists(st.floats(.01, 1), max_size=4).map(tuple), lr_decay=st.floats(.001, 1), first_epoch=st.sampled_from([0, 1]), augment=st.booleans(), normalisation=st.sampled_from(['train', 'released'])))
-bikd = st.fixed_dictionaries({}, optional=dict(k=st.integers(1, 50), temperature=st.floats(.1, 20), phi_lr=st.floats(1e-6, 1), hidden=st.lists(st.integers(1, 64), max_size=3).map(tuple),
+bikd = st.fixed_dictionaries({}, optional=dict(k=st.integers(1, 50), temperature=st.floats(.1, 20), phi_lr=st.floats(1e-6, 1), hidden=st.lists(st.integers(1, 64), min_size=1, max_size=3).map(tuple),
     accumulation=st.sampled_from(['sum', 'mean']), outputs=st.sampled_from(['sigmoid', 'softmax']), phi_decay=st.floats(.01, 1)))
 
 @given(st.floats(1, 380), st.integers(0, 10**6), protocols, bikd)

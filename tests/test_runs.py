@@ -6,9 +6,9 @@ import pytest, torch
 
 from bikd import training
 from bikd.graph import provenance
-from bikd.methods import CE, METHODS, register
+from bikd.methods import CE, METHODS, own_code, register
 from bikd.runs import RunConfig, environment, find_run, load_runs, make_config, run, seal
-from bikd.training import NonFiniteLoss
+from bikd.training import NonFiniteLoss, RecordError
 from processes import configs, finish, record, start
 
 def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
@@ -137,6 +137,28 @@ def test_records_of_an_unknown_method_are_not_called_damaged(tmp_path):
     assert run(cfg, tmp_path, show=False).fresh and list(load_runs(tmp_path).method) == ['mine']
     del METHODS['mine']
     with pytest.raises(ValueError, match="'mine' is unknown.*register or install that first"): load_runs(tmp_path)
+
+
+def test_a_method_whose_code_has_changed_does_not_get_the_old_numbers(tmp_path):
+    @register
+    class Mine(CE):
+        name = 'mine'
+        def weights(self, losses, step): return torch.ones_like(losses)
+    cfg = make_config('mnist5k', 100, 0, 'mine', net='resnet8', protocol=dict(epochs=1)); first = run(cfg, tmp_path, show=False)
+    assert own_code(CE) == '' and first.summary['method_code'] == own_code(Mine) and not run(cfg, tmp_path, show=False).fresh
+    @register
+    class Mine(CE):
+        name = 'mine'
+        def weights(self, losses, step): return torch.ones_like(losses)/10
+    with pytest.raises(RecordError, match="the code of method 'mine' was another"): run(cfg, tmp_path, show=False)
+    del METHODS['mine']
+
+
+def test_finished_runs_load_from_a_read_only_disk(tmp_path):
+    cfg = make_config('mnist5k', 100, 0, 'ce', net='resnet8', protocol=dict(epochs=1)); disk = tmp_path/'disk'
+    with small_disk(disk, '10m') as remount:
+        first = run(cfg, disk, show=False); assert not remount('ro')
+        again = run(cfg, disk, show=False); assert not again.fresh and again.summary == first.summary
 
 
 def test_what_a_killed_process_left_is_tidied(tmp_path):
