@@ -71,6 +71,7 @@ class Graph(BaseModel):
                 for job in _jobs(dict(values), self): found.setdefault(job.run_id, job)
         return dict(sorted(found.items(), key=lambda item: bool(item[1].needs)))
 
+# %% ../nbs/11_graph.ipynb #9a7b1c02
 def _jobs(experiment:dict, graph:Graph)->list[Job]:
     "The jobs of one experiment without lists."
     place = dict(runs_dir=graph.runs_dir) | ({} if graph.data_dir is None else dict(data_dir=graph.data_dir))

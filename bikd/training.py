@@ -381,6 +381,7 @@ class Progress:
         return [{'epoch': e + 1, 'class': c} | {f'w_{t}': w for t, w in zip(terms, ws)}
                 for e, classes in enumerate(self.class_weights) for c, ws in enumerate(classes)]
 
+# %% ../nbs/06_training.ipynb #c4ec0a12
 def run_key(shop:Workshop # before its first epoch
            )->str: # SHA-256, hex
     "What a checkpoint must agree on to be resumed: method (and its code, if it is not ours), protocol, seed, images, views, pixel scaling, the student's shapes, the teacher's weights."
