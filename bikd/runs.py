@@ -363,7 +363,7 @@ def _only_one(path:Path, show:bool):
 def _as_asked(found:Run, cfg:RunConfig, split:Split|None)->Run:
     "A config cannot hold images that are given, nor the code of a method that is not ours: `RecordError` if the record was made from others."
     theirs, ours = found.summary['split_hash'], split.hash if split else None
-    if ours not in (None, theirs): raise RecordError(f"{found.folder} was trained on other images than those given: its split hash is {theirs}, theirs is {ours}. Give another runs_dir, or remove the folder to have it trained again.")
+    if ours not in (None, theirs): raise RecordError(f"{found.folder} was trained on other images than those given: its split hash is {theirs}, that of the images given is {ours}. Give another runs_dir, or remove the folder to have it trained again.")
     theirs, ours = found.summary.get('method_code'), own_code(get_method(cfg.method))
     if theirs and ours and theirs != ours: raise RecordError(f"{found.folder} was made when the code of method {cfg.method!r} was another. Give the method another name, or remove the folder to have it trained again.")
     return found
