@@ -238,7 +238,8 @@ def plot_reliability(runs)->Figure:
             mine = t[t.method == m]
             ax.plot([0, 1], [0, 1], c='#BBBBBB', lw=.6); ax.plot(mine.confidence, mine.accuracy, c=colour(m), lw=.7)
             ax.scatter(mine.confidence, mine.accuracy, s=60*mine.n/mine.n.sum(), color=colour(m), lw=0, clip_on=False, zorder=3)
-            ax.text(.95, .05, f"ECE {np.mean([100*r.summary['ece'] for r in rs]):.1f} %", ha='right', fontsize=6); ax.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, .5, 1), yticks=(0, .5, 1))
+            sure = (mine.n*(mine.confidence - mine.accuracy)).sum() > 0 # then the curve lies below the diagonal, and there is room above it
+            ax.text(*((.04, .98) if sure else (1, .04)), f"ECE {np.mean([100*r.summary['ece'] for r in rs]):.1f} %", ha='left' if sure else 'right', va='top' if sure else 'bottom', fontsize=5.5); ax.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, .5, 1), yticks=(0, .5, 1))
         fig.supxlabel('confidence', fontsize=7); fig.supylabel('accuracy', fontsize=7)
     return fig
 
@@ -279,7 +280,7 @@ def plot_surfaces(r:Run, # a finished BiKD run with a trace
                 image = ax.imshow(w.T, origin='lower', extent=(0, ce_max, 0, ce_max), vmin=surfaces.min(), vmax=surfaces.max(), aspect='auto')
                 ax.scatter(*(t[f'ce_{who}'][e - 1].float().clamp(max=ce_max) for who in ('teacher', 'student')), s=.6, lw=0, c='white', alpha=.6, rasterized=True)
                 if row == 0: ax.set_title(f'epoch {e}', fontsize=6)
-            axs[row, 0].set_ylabel(f'$w^{{\\mathrm{{{name}}}}}$\nstudent CE (nats)')
+            axs[row, 0].set_ylabel(f'$w^{{\\mathrm{{{name}}}}}$\nstudent CE\n(nats)', fontsize=6)
         fig.supxlabel('teacher CE (nats)', fontsize=7); fig.colorbar(image, ax=axs, label='weight', pad=.02, aspect=30)
     return fig
 
