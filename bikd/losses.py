@@ -15,6 +15,7 @@ from torch import Tensor
 def _two_dims(**tensors):
     "Refuse logits that are not `(B, C)`: a mean over the wrong axis is a silent error."
     for name, t in tensors.items():
+        if not isinstance(t, Tensor): raise ValueError(f"{name} is a {type(t).__name__}; expected floating-point logits of shape (B, C), one tensor, in training mode too.")
         if t.ndim != 2 or not t.is_floating_point():
             raise ValueError(f"{name} has shape {tuple(t.shape)} and dtype {t.dtype}; expected floating-point logits of shape (B, C).")
 

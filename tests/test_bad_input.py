@@ -130,6 +130,7 @@ CASES = [
     ('logits and labels of other lengths', lambda d: losses.hard_loss(logits(4, 3), torch.zeros(5).long()), V, 'shape (4,)'),
     ('label beyond the logits', lambda d: losses.hard_loss(logits(2, 3), torch.tensor([0, 3])), V, '0 to 2'),
     ('a label that PyTorch would ignore', lambda d: losses.hard_loss(logits(2, 3), torch.tensor([0, -100])), V, '0 to 2'),
+    ('logits and more', lambda d: losses.hard_loss((logits(4, 3), None), LABELS[:4]), V, 'is a tuple'),
     ('temperature infinite', lambda d: losses.soft_loss(logits(4, 3), logits(4, 3), float('inf')), V, 'temperature'),
     ('float labels in a loss', lambda d: losses.hard_loss(logits(2, 3), torch.tensor([0., 1.])), V, 'integer class numbers'),
     ('student and teacher of other shapes', lambda d: losses.soft_loss(logits(4, 3), logits(4, 2), 4.), V, '(4, 2)'),
