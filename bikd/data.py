@@ -48,11 +48,13 @@ def long_tailed_counts(n_max:int, # images of the largest class, >= 1
     return counts
 
 # %% ../nbs/00_data.ipynb #0cdb0bee
+def _whole(x)->bool: "Whether it is a whole number, Python's or NumPy's."; return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
 def generator(seed:int, # the run's seed
               *purpose # what the numbers are for, e.g. `('order', epoch)`: strings and ints
              )->torch.Generator: # a CPU generator, a pure function of its arguments
     "A generator seeded with SHA-256 of (seed, purpose); on the CPU, so every device sees the same numbers."
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0: raise ValueError(f"seed={seed!r}: a whole number of at least 0 was expected.")
+    if not _whole(seed) or seed < 0: raise ValueError(f"seed={seed!r}: a whole number of at least 0 was expected.")
     digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
 
@@ -310,7 +312,7 @@ class Views:
     flip: bool = True # mirrored views too
 
     def __post_init__(self):
-        if type(self.size) is not int or type(self.pad) is not int or type(self.flip) is not bool: raise ValueError(f"size={self.size!r}, pad={self.pad!r}, flip={self.flip!r}: whole numbers, and True or False, were expected.")
+        if not (_whole(self.size) and _whole(self.pad) and isinstance(self.flip, (bool, np.bool_))): raise ValueError(f"size={self.size!r}, pad={self.pad!r}, flip={self.flip!r}: whole numbers, and True or False, were expected.")
         if self.size < 1 or self.pad < 0: raise ValueError(f"size={self.size}, pad={self.pad}: images are at least 1 pixel wide, and 0 or more pixels are padded on each side.")
 
     @property

@@ -36,7 +36,7 @@ def soft_loss(logits_s:Tensor, # student logits `(B, C)`
               temperature:float=4. # τ > 0
              )->Tensor: # τ²·KL(teacher‖student) per sample `(B,)`, nats, >= 0
     "Soft loss of §3.1, not reduced: KL summed over classes, times τ². `ValueError` for shapes or temperatures that do not fit."
-    if not (isinstance(temperature, Real) and 0 < temperature <= 1e4): raise ValueError(f"temperature={temperature}: must be a number above 0 and at most 10,000 (the paper uses 4).")
+    if not (isinstance(temperature, (Real, Tensor)) and 0 < temperature <= 1e4): raise ValueError(f"temperature={temperature}: must be a number above 0 and at most 10,000 (the paper uses 4).")
     _two_dims(logits_s=logits_s, logits_t=logits_t)
     if logits_s.shape != logits_t.shape:
         raise ValueError(f"student logits {tuple(logits_s.shape)} and teacher logits {tuple(logits_t.shape)} differ in shape: "

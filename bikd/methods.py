@@ -8,7 +8,7 @@ __all__ = ['METHODS', 'TABLE1', 'CONTROLS', 'PRESETS', 'DIFFERENCES', 'Step', 'S
            'get_method', 'methods_named', 'rank', 'Protocol', 'preset']
 
 # %% ../nbs/05_methods.ipynb #72b004d2
-import copy, hashlib, inspect
+import copy, functools, hashlib, inspect
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, Callable, ClassVar, Literal, NamedTuple
@@ -70,7 +70,8 @@ class Method(BaseModel):
         "`ValueError`, before anything is trained, if the data cannot give what this method needs."
         def refuse(what, remedy): raise ValueError(f"method {self.name!r} needs {what}. {remedy}")
         empty = lambda images: (images.labels.bincount(minlength=split.n_classes) == 0).nonzero()[:, 0].tolist()
-        if self.from_val:
+        if unknown := self.needs - {'counts', 'groups'}: raise ValueError(f"needs={set(self.needs)}: {unknown.pop()!r} is unknown; there are 'counts' and 'groups', and from_val for validation images.")
+        if self.from_val or self.bilevel:
             remedy = "Set aside a few labelled images of every class, or use a method that asks for none (ce, kd, bkd, wsl, dive)."
             if not len(split.val): refuse("validation images with labels, and this split has none", remedy)
             if missing := empty(split.val): refuse(f"validation images of every class, and class {missing[0]} has none", remedy)
@@ -104,12 +105,15 @@ class Method(BaseModel):
     def report(self)->dict[str, float]: "Numbers worth a column in `metrics.csv`."; return {}
 
 # %% ../nbs/05_methods.ipynb #6c5cecea
+@functools.cache # as it was when first asked, which `register` does: the file may be edited while its code runs
 def own_code(cls:type[Method] # a method's class
             )->str: # SHA-256, hex; '' if all of it is ours, or its source cannot be had
-    "A hash of the functions of its classes outside bikd."
-    unwrap = lambda f: getattr(f, 'fget', None) or getattr(f, '__func__', f)
-    functions = [f for c in cls.__mro__ if issubclass(c, Method) and c.__module__.partition('.')[0] != 'bikd' for f in map(unwrap, vars(c).values()) if inspect.isfunction(f)]
-    try: return hashlib.sha256(''.join(map(inspect.getsource, functions)).encode()).hexdigest() if functions else ''
+    "A hash of the functions and plain attributes of its classes outside bikd."
+    classes = [c for c in cls.__mro__ if c.__module__.partition('.')[0] not in ('bikd', 'pydantic', 'builtins', 'typing', 'abc')]
+    unwrap = lambda f: getattr(f, 'fget', None) or getattr(f, 'func', None) or getattr(f, '__func__', f) # of a property, a cached one, a class method
+    functions = [f for c in classes for f in map(unwrap, vars(c).values()) if inspect.isfunction(f) and f.__module__ == c.__module__] # not what pydantic adds
+    plain = [(k, sorted(v) if isinstance(v, frozenset) else v) for c in classes for k, v in sorted(vars(c).items()) if k[0] != '_' and not k.startswith('model_') and isinstance(v, (str, int, float, tuple, list, dict, frozenset))]
+    try: return hashlib.sha256(repr((plain, [*map(inspect.getsource, functions)])).encode()).hexdigest() if classes else ''
     except (OSError, TypeError): return ''
 
 # %% ../nbs/05_methods.ipynb #027bd71b
@@ -277,7 +281,7 @@ CONTROLS = ('bsce', 'ce_balanced', 'ce_val', 'kd_val', 'bsce_val', 'ltkd', 'l2rw
 def register(cls:type[Method] # a subclass of `Method` with a `name`
             )->type[Method]: # the same class, so this works as a decorator
     "Make a method known by its name."
-    METHODS[cls.name] = cls
+    own_code(cls); METHODS[cls.name] = cls
     return cls
 
 for _cls in (TeacherCE, CE, KD, BiKD): register(_cls)

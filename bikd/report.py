@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd, torch
 from matplotlib.figure import Figure
 
-from .runs import GROUPS, Run, shot_groups
+from .runs import GROUPS, Run, find_run, shot_groups
 from .training import atomic_write, make_folder
 from .weight_net import weight_surface
 
@@ -90,9 +90,11 @@ def by_method(runs # `Run`s
 
 def alike(runs # `Run`s that are to be averaged
          )->list[Run]: # in order of seeds
-    "The same runs, if they differ in nothing but their seeds and what follows from them; `ValueError` otherwise."
-    settings = {r.config.model_copy(update=dict(seed=0, teacher_run=None, expert_runs=())).model_dump_json() for r in runs}
-    if len(settings) > 1 or len({r.config.seed for r in runs}) < len(runs): # the same seed twice: other teachers
+    "The same runs, if they, and their teachers where these lie beside them, differ in nothing but their seeds and what follows from them; `ValueError` otherwise."
+    seedless = lambda r: (r.config.model_copy(update=dict(seed=0, teacher_run=None, expert_runs=())).model_dump_json(), r.summary.get('method_code'))
+    taught = lambda r: [seedless(t) for i in r.config.teachers if (t := find_run(r.folder.parent, i))]
+    settings, teachers = {seedless(r) for r in runs}, {str(t) for r in runs if (t := taught(r))}
+    if len(settings) > 1 or len(teachers) > 1 or len({r.config.seed for r in runs}) < len(runs): # the same seed twice: other teachers
         c = runs[0].config
         raise ValueError(f"the {len(runs)} runs of {c.method} on {c.dataset} at ρ = {c.rho:g} differ in more than their seed (settings, or the teacher): they cannot be averaged. Give each kind a folder of its own.")
     return sorted(runs, key=lambda r: r.config.seed)
@@ -105,7 +107,7 @@ def plot_curves(runs, # finished `Run`s, any methods and seeds
         fig, axs = plt.subplots(1, len(columns), figsize=(TEXT_WIDTH, 1.9), sharey=True, squeeze=False)
         for ax, (col, label) in zip(axs[0], columns):
             for m, rs in by_method(runs).items():
-                table = pd.concat([r.metrics.set_index('epoch')[col] for r in rs], axis=1)
+                table = pd.concat([r.metrics.set_index('epoch')[col] for r in alike(rs)], axis=1)
                 ax.plot(table.index, table.mean(axis=1), c=colour(m), label=LABELS.get(m, m))
                 ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour(m), alpha=.2, lw=0)
             ax.set(xlabel='epoch', ylabel=label); ax.tick_params(labelleft=True)
@@ -144,7 +146,7 @@ def per_class_table(runs # finished `Run`s of one dataset and ρ
     "Test accuracy per class in percent at the last epoch, beside the class's training images; experts are left out."
     groups = by_method(of_all_classes(runs))
     n = next(iter(groups.values()))[0].summary['n_per_class']
-    cells = {m: [spread(v) for v in zip(*(r.summary['per_class_acc_pct'] for r in rs))] for m, rs in groups.items()}
+    cells = {m: [spread(v) for v in zip(*(r.summary['per_class_acc_pct'] for r in alike(rs)))] for m, rs in groups.items()}
     return pd.DataFrame(dict(images=n) | cells).rename_axis('class')
 
 # %% ../nbs/08_report.ipynb #1b2896d3
@@ -170,7 +172,7 @@ def plot_per_class(runs # finished `Run`s of one dataset and ρ
     with paper_style():
         fig, ax = plt.subplots(figsize=(TEXT_WIDTH, 1.8))
         for m, rs in by_method(runs).items():
-            acc = torch.tensor([r.summary['per_class_acc_pct'] for r in rs])
+            acc = torch.tensor([r.summary['per_class_acc_pct'] for r in alike(rs)])
             ax.plot(acc.mean(0), c=colour(m), label=LABELS.get(m, m))
             for a in acc: ax.plot(a, '.', c=colour(m), alpha=.5)
         n = runs[0].summary['n_per_class']

@@ -287,7 +287,7 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
     card = protocol_card(seen, method.from_val) | dict(split_hash=split.hash)
     if method.sees_val: card |= dict(train_chooses='student weights; train holds the validation images too', val_chooses='nothing of its own')
     n_drawn = split.n_per_class if seen.n_classes == split.n_classes else seen.n_per_class # groups go by what was drawn; an expert knows its own classes only
-    dump('split.json', card); dump('env.json', environment(shop.device) | (dict(places=progress.places) if len(progress.places) > 1 else {}))
+    dump('split.json', card); dump('env.json', environment(shop.device) | _here(progress) | (dict(places=progress.places) if len(progress.places) > 1 else {}))
     tensors = lambda name, ts: atomic_write(folder/name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()}))
     tensors('student.safetensors', shop.student.state_dict())
     if hasattr(method, 'weight_net'): tensors('weight_net.safetensors', method.weight_net.state_dict())
@@ -301,6 +301,8 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
     if code := own_code(type(method)): summary['method_code'] = code
     summary = json.dumps(summary, indent=1, allow_nan=False)
     seal(folder, {'summary.json': summary.encode()}); text('summary.json', summary)
+
+def _here(progress:Progress)->dict: "Where the last epoch was computed, as it was when that began: the code may have changed since."; return {k: v for k, v in progress.places[-1].items() if k != 'first_epoch'}
 
 def last_look(shop:Workshop)->dict[str, Tensor]:
     "What is said about every training image, un-augmented, in evaluation mode, and the weights f_φ gives it: the points of Figure 3."
@@ -332,12 +334,12 @@ def load_teacher(runs_dir, # where its run is
                  run_id:str, # its id
                  split:Split, # what the student will see
                  normalisation:str|None=None, # and how its pixels are scaled; None: not compared
-                 method:str|None=None # that it was trained by; None: not compared
+                 method:str|None=None # that it was trained by, if it is a special one; None or 'teacher': any will do, a student too
                 )->nn.Module:
     "A trained teacher, if it is finished and saw the same images, scaled alike; `RecordError` otherwise."
     found = find_run(runs_dir, run_id)
     if found is None: raise RecordError(f"there is no finished teacher {run_id!r} in {runs_dir}: run it first.")
-    if method and found.config.method != method: raise RecordError(f"{run_id!r} was trained by {found.config.method!r}, a teacher trained by {method!r} was expected.")
+    if method not in (None, 'teacher', found.config.method): raise RecordError(f"{run_id!r} was trained by {found.config.method!r}, a teacher trained by {method!r} was expected.")
     if normalisation and found.config.protocol.normalisation != normalisation:
         raise RecordError(f"teacher {run_id!r} was trained on pixels scaled by {found.config.protocol.normalisation!r}, the student's are scaled by {normalisation!r}. "
                          "Train a teacher with the student's normalisation.")
@@ -403,15 +405,17 @@ def run(cfg:RunConfig, # what to run
                                label=f'{cfg.method} {cfg.dataset} rho={cfg.rho:g} seed={cfg.seed}', show=show, tensorboard=folder/'tensorboard' if tensorboard else None,
                                memo=Path(runs_dir)/cfg.teachers[0]/'memo' if teacher and memo_gib else None, memo_gib=memo_gib, compile=compile, place=here)
         _write_record(folder, cfg, split, shop, progress)
-        checkpoint.unlink(missing_ok=True)
+        with said_plainly(checkpoint): checkpoint.unlink(missing_ok=True)
     return Run(folder, fresh=True)
 
 # %% ../nbs/07_runs.ipynb #c985aaf6
 def find_runs(runs_dir # a folder of runs
              )->list[Run]: # in the order of `bikd.methods.rank`, then by dataset, ρ and seed
     "All finished runs below a folder. `RecordError` where one cannot be read."
-    runs = [r for folder in Path(runs_dir).glob('*/') if (r := find_run(runs_dir, folder.name))]
-    for r in runs: r.config
+    runs, at = [Run(folder) for folder in sorted(Path(runs_dir).glob('*/')) if _claims_to_be_finished(folder)], {}
+    for r in runs:
+        if (first := at.setdefault(r.summary['run_id'], r.folder)) != r.folder: raise RecordError(f"{first} and {r.folder} are the same run: remove the copy, or it would count twice.")
+        r.config
     return sorted(runs, key=lambda r: (rank(r.config.method), r.config.dataset, r.config.rho, r.config.seed, r.config.run_id))
 
 def load_runs(runs_dir # a folder of runs
@@ -492,16 +496,16 @@ def _assigned(source:str)->list[str]:
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 def _declared(source:str)->dict[str, tuple]:
-    "Kind and default of each name that a cell annotates."
-    return {n.target.id: (ast.unparse(n.annotation), ast.literal_eval(n.value)) for n in ast.parse(source).body if isinstance(n, ast.AnnAssign)}
+    "Kind of each name that a cell annotates, and whether it is None by default."
+    return {n.target.id: (ast.unparse(n.annotation), isinstance(n.value, ast.Constant) and n.value.value is None) for n in ast.parse(source).body if isinstance(n, ast.AnnAssign)}
 
-def _of_kind(name:str, value, kind:str, default):
-    "The value, as text where text is declared and papermill has read a number; `ParameterError` for a value of another kind."
+def _of_kind(name:str, value, kind:str, optional:bool):
+    "The value, as text where numbers may be listed and papermill has read a single one; `ParameterError` for a value of another kind."
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind == 'str' and number: return str(value)
+    if name in ('seeds', 'rhos') and number: return str(value)
     fits = dict(bool=isinstance(value, bool), int=number and isinstance(value, int), float=number and math.isfinite(value), str=isinstance(value, str))
-    if fits.get(kind, True) or value is None and default is None: return value
-    raise ParameterError(f"{name} = {value!r}: expected " + dict(bool='True or False, spelled so', int='a whole number', float='a finite number', str='text')[kind] + '.')
+    if fits.get(kind, True) or value is None and optional: return value
+    raise ParameterError(f"{name} = {value!r}: expected " + dict(bool='True or False, spelled so', int='a whole number', float='a finite number', str='text; to papermill, digits after -p are a number, after -r they are text')[kind] + '.')
 
 def given_parameters(namespace:dict, # `globals()` of the notebook
                      names=tuple(Parameters.model_fields) # what may be given
@@ -517,8 +521,8 @@ def given_parameters(namespace:dict, # `globals()` of the notebook
         close = difflib.get_close_matches(name, known, 1, .5)
         hint = f' (did you mean {close[0]!r}?)' if close else ''
         raise ParameterError(f"unknown parameter {name!r}{hint}; there are: {', '.join(names)}.")
-    for name, (kind, default) in (_declared(namespace['In'][defaults[-1]]) if defaults else {}).items():
-        namespace[name] = _of_kind(name, namespace[name], kind, default)
+    for name, (kind, optional) in (_declared(namespace['In'][defaults[-1]]) if defaults else {}).items():
+        namespace[name] = _of_kind(name, namespace[name], kind, optional)
     return {n: namespace[n] for n in names if n in namespace}
 
 # %% ../nbs/07_runs.ipynb #a4d23e1d

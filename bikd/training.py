@@ -132,8 +132,8 @@ def check_fit(method:Method, split:Split, protocol:Protocol):
     shape = lambda part: tuple(part.pixels.shape[1:])
     for name, part in (('training', split.train), ('validation', split.val), ('test', split.test)):
         if len(part) and shape(part) != shape(split.train): raise ValueError(f"{name} images have shape {shape(part)}, training images {shape(split.train)}: all must be alike.")
-        if part.pixels.dtype != torch.uint8 or part.labels.dtype != torch.int64 or len(part) and part.labels.min() < 0:
-            raise ValueError(f"{name} images have pixels of {part.pixels.dtype} and labels of {part.labels.dtype}; expected uint8 pixels, and int64 labels from 0 on.")
+        if len(part) and (part.pixels.dtype != torch.uint8 or part.labels.dtype != torch.int64 or part.labels.min() < 0):
+            raise ValueError(f"{name} images have pixels of {part.pixels.dtype} and labels of {part.labels.dtype} from {part.labels.min().item()} on; expected uint8 pixels, and int64 labels from 0 on.")
     if not len(split.train): raise ValueError("there is no training image.")
     check_clock(method, len(method.see(split).train), protocol)
 
@@ -162,7 +162,7 @@ def set_up(student:nn.Module, # trained in place
         if not isinstance(net, nn.Module): raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
     if not memo_gib >= 0: raise ValueError(f"memo_gib={memo_gib}: a size in GiB was expected, 0 or more.")
     trainable(student)
-    if not isinstance(teacher, (Teacher, type(None))) and {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
+    if not isinstance(teacher, (Teacher, type(None))) and {id(p) for p in student.parameters() if p.requires_grad} & {id(p) for p in teacher.parameters()}:
         raise ValueError("student and teacher share parameters: training the student would change your teacher. Give it a copy: copy.deepcopy(teacher).")
     method.check(split)
     check_fit(method, split, protocol)
@@ -297,7 +297,7 @@ class Tally:
         if val_loss is not None: self.val_loss += val_loss
         student = hard_loss(step.logits.detach(), step.labels)
         teacher = torch.full_like(student, torch.nan) if step.teacher_logits is None else hard_loss(step.teacher_logits, step.labels)
-        self.each.index_add_(0, step.ids, torch.stack([teacher, student, *w.unbind(1)], 1).float()); self.times.index_add_(0, step.ids, torch.ones_like(self.times[:len(w)]))
+        self.each.index_add_(0, step.ids, torch.stack([teacher, student, *w.unbind(1)], 1).float()); self.times.index_add_(0, step.ids, self.times.new_ones(len(w), 1))
 
     @property
     def by_class(self)->Tensor: "Mean weights `(C, K)`."; return self.w/self.n
@@ -407,8 +407,8 @@ def load_checkpoint(path, shop:Workshop, key:str)->Progress:
     "Put a saved state back. `RecordError` for a damaged file or one of another run or version."
     try: raw = Path(path).read_bytes()
     except OSError as e: raise RecordError(f"checkpoint {path} cannot be read ({e.strerror}). Mend that, or remove it to start this run anew.") from e
-    data = raw.partition(b'\n')[2]
-    if raw != _first_line(data) + data: raise RecordError(f"checkpoint {path} cannot be read: it is damaged, or of another version of bikd. Remove it to start this run anew.")
+    head, _, data = raw.partition(b'\n')
+    if head + b'\n' != _first_line(data): raise RecordError(f"checkpoint {path} cannot be read: it is damaged, or of another version of bikd. Remove it to start this run anew.")
     state = torch.load(io.BytesIO(data), map_location=shop.device, weights_only=True)
     if not isinstance(state, dict) or state.get('key') != key:
         raise RecordError(f"checkpoint {path} belongs to another run (other method or code of it, settings, images, student or teacher): "
@@ -471,7 +471,7 @@ def train(student:nn.Module, # trained in place
         began = time.perf_counter()
         tally = Tally(method, shop.split.n_classes, len(shop.train), shop.device)
         with counted(seed, 'noise', epoch, device=shop.device): train_epoch(shop, epoch, tally)
-        if not all(q.isfinite().all() for q in student.parameters()): raise NonFiniteLoss(f"after epoch {epoch}: some of the student's parameters are NaN or infinite; it has diverged. Lower the learning rate.")
+        if not all(q.isfinite().all() for q in shop.params): raise NonFiniteLoss(f"after epoch {epoch}: some of the student's parameters are NaN or infinite; it has diverged. Lower the learning rate.")
         row = dict(epoch=epoch + 1, lr=shop.optimizer.param_groups[0]['lr'], **tally.row())
         for name, gallery in (('val', shop.val), ('test', shop.test)):
             if not len(gallery): continue
@@ -498,7 +498,7 @@ def _scalars(folder)->Callable:
     if folder is None: return lambda row: None
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError as e: raise ModuleNotFoundError("tensorboard was asked for but is not installed: pip install tensorboard.") from e
-    writer = SummaryWriter(str(folder))
+    with said_plainly(folder): writer = SummaryWriter(str(folder))
     def log(row):
         for name, value in row.items():
             if name != 'epoch': writer.add_scalar(name, value, row['epoch'])

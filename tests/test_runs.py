@@ -1,11 +1,12 @@
 """Runs: killed and resumed, asked for twice at once, logged, refused."""
-import io, json, os, shutil, signal, subprocess, time
+import importlib, io, json, os, shutil, signal, subprocess, time
 from contextlib import contextmanager
 
-import pytest, torch
+import numpy as np, pytest, torch
 
 from bikd import training
 from bikd.graph import provenance
+from bikd.memo import Table
 from bikd.methods import CE, METHODS, own_code, register
 from bikd.runs import RunConfig, environment, find_run, load_runs, make_config, run, seal
 from bikd.training import NonFiniteLoss, RecordError
@@ -152,6 +153,31 @@ def test_a_method_whose_code_has_changed_does_not_get_the_old_numbers(tmp_path):
         def weights(self, losses, step): return torch.ones_like(losses)/10
     with pytest.raises(RecordError, match="the code of method 'mine' was another"): run(cfg, tmp_path, show=False)
     del METHODS['mine']
+    class Other(CE): name = 'other'; sampler = 'class_aware'
+    class Another(CE): name = 'other'; sampler = 'instance'
+    class Mixed:
+        def weights(self, losses, step): return losses
+    class WithIt(Mixed, CE): name = 'other'
+    class Without(CE): name = 'other'
+    assert len({own_code(c) for c in (Other, Another, WithIt, Without)}) == 4
+
+
+def test_the_hash_of_a_methods_code_is_of_the_code_that_runs(tmp_path, monkeypatch):
+    "The module is edited after it was imported."
+    path = tmp_path/'mymethod.py'; text = "from bikd.methods import CE, register\n@register\nclass Mine(CE):\n    name = 'mine'\n    def weights(self, losses, step): return {}\n"
+    path.write_text(text.format('0*losses + 1')); monkeypatch.syspath_prepend(tmp_path); module = importlib.import_module('mymethod'); code = own_code(module.Mine)
+    path.write_text('# a line above\n' + text.format('0*losses + 2')); os.utime(path, (1, 1))
+    assert code and own_code(module.Mine) == code
+    importlib.reload(module); assert own_code(module.Mine) != code; del METHODS['mine']
+
+
+def test_a_memo_with_holes_is_filled_before_it_is_mapped(tmp_path):
+    make = lambda: Table(tmp_path/'m.bin', dict(a=1), 4000, 10); first = make(); first.write(np.array([3]), torch.ones(1, 10)); path = first.path
+    head = path.read_bytes()[:Table.HEADER]; path.unlink()
+    with open(path, 'wb') as f: f.write(head); f.truncate(first.bytes) # as a copy by tar -S leaves it
+    holes = path.stat().st_blocks*512 < first.bytes; again = make(); assert not again.read(np.arange(9))[1].any()
+    if not holes: pytest.skip('this file system makes no holes')
+    assert path.stat().st_blocks*512 >= first.bytes
 
 
 def test_finished_runs_load_from_a_read_only_disk(tmp_path):
