@@ -119,7 +119,8 @@ def kills(n:int, home, seed:int=0, methods=METHODS, kinds=KINDS, say=lambda row:
     calm, draw, rows = Calm(home, methods), random.Random(seed), []
     pairs = [(m, k) for k in kinds for m in methods if not (k == 'memo' and m == 'ce')] # CE asks no teacher
     while len(rows) < n:
-        row = calm.disturbed(*pairs[len(rows) % len(pairs)], draw); rows.append(row); say(row)
+        row = calm.disturbed(*pairs[len(rows) % len(pairs)], draw)
+        if row['killed'] or not row['identical']: rows.append(row); say(row) # a clock that came too late is drawn again
     return rows
 
 
