@@ -19,7 +19,7 @@ from .baselines import thirds
 from .data import get_source
 from .methods import get_method
 from .report import COLOURS, LABELS, TEXT_WIDTH, alike, by_method, colour, of_all_classes, paper_style
-from .runs import ParameterError, Run, shot_groups
+from .runs import ParameterError, Run, refused, shot_groups
 from .table import find_cells, interval, of_seeds
 from .weight_net import weight_surface
 
@@ -312,14 +312,11 @@ def pick_runs(folder, # of runs, or of folders named after data sets
               mixed:bool=False # whether the runs of a method may differ in more than their seeds
              )->dict[str, list[Run]]: # method -> its finished runs by seed
     "Finished runs of one setting. `ParameterError` where there are none."
-    try:
+    with refused():
         get_source(dataset)
         for m in methods: get_method(m)
-        found = of_seeds([r for r in find_cells(folder, [dataset]) if r.config.rho == rho and r.config.method in methods], seeds)
-    except (ValueError, OSError) as e: raise ParameterError(str(e)) from None
-    groups = by_method(found)
-    lacking = [m for m in methods if m not in groups]
-    if lacking and not (missing and groups):
-        raise ParameterError(f"{folder} holds no finished run of {lacking[0]} on {dataset} at rho={rho:g} with seeds {seeds}. Train it with run_experiment.ipynb, or name another runs_dir.")
-    try: return {m: groups[m] if mixed else alike(groups[m]) for m in methods if m in groups}
-    except ValueError as e: raise ParameterError(str(e)) from None
+        groups = by_method(of_seeds([r for r in find_cells(folder, [dataset]) if r.config.rho == rho and r.config.method in methods], seeds))
+        lacking = [m for m in methods if m not in groups]
+        if lacking and not (missing and groups):
+            raise ParameterError(f"{folder} holds no finished run of {lacking[0]} on {dataset} at rho={rho:g} with seeds {seeds}. Train it with run_experiment.ipynb, or name another runs_dir.")
+        return {m: groups[m] if mixed else alike(groups[m]) for m in methods if m in groups}

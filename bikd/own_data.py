@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 
 from .data import Images, Split, Views, generator
-from .methods import Method, Protocol, get_method, preset
+from .methods import Method, Protocol, get_method, preset, wants_val
 from .training import train
 
 # %% ../nbs/09_own_data.ipynb #22a2472f
@@ -81,7 +81,7 @@ def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
     if pool.labels.max() == 0: raise ValueError("all labels are 0: with one class there is nothing to tell apart.")
     nothing = Images(pool.pixels[:0], pool.labels[:0])
     if val_images is not None: rest, val = pool, as_images(val_images, val_labels)
-    elif get_method(method).from_val or get_method(method).bilevel or val_per_class: rest, val = hold_out(pool, val_per_class, seed)
+    elif wants_val(get_method(method)) or val_per_class: rest, val = hold_out(pool, val_per_class, seed)
     else: rest, val = pool, nothing
     n = rest.labels.bincount()
     split = Split('own', (n.max()/n[n > 0].min()).item(), seed, rest, val, nothing, Views(pool.pixels.shape[-1], pad, flip))

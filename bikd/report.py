@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd, torch
 from matplotlib.figure import Figure
 
-from .runs import GROUPS, Run, find_run, shot_groups
+from .runs import GROUPS, Run, shot_groups
 from .training import atomic_write, make_folder
 from .weight_net import weight_surface
 
@@ -92,8 +92,7 @@ def alike(runs # `Run`s that are to be averaged
          )->list[Run]: # in order of seeds
     "The same runs, if they, and their teachers where these lie beside them, differ in nothing but their seeds and what follows from them; `ValueError` otherwise."
     seedless = lambda r: (r.config.model_copy(update=dict(seed=0, teacher_run=None, expert_runs=())).model_dump_json(), r.summary.get('method_code'))
-    taught = lambda r: [seedless(t) for i in r.config.teachers if (t := find_run(r.folder.parent, i))]
-    settings, teachers = {seedless(r) for r in runs}, {str(t) for r in runs if (t := taught(r))}
+    settings, teachers = {seedless(r) for r in runs}, {tuple(map(seedless, r.teachers)) for r in runs if r.teachers}
     if len(settings) > 1 or len(teachers) > 1 or len({r.config.seed for r in runs}) < len(runs): # the same seed twice: other teachers
         c = runs[0].config
         raise ValueError(f"the {len(runs)} runs of {c.method} on {c.dataset} at ρ = {c.rho:g} differ in more than their seed (settings, or the teacher): they cannot be averaged. Give each kind a folder of its own.")

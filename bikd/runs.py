@@ -175,7 +175,9 @@ def environment(device='cpu')->dict: # plain values, for `env.json`
                 threads=torch.get_num_threads(), deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
                 cudnn_deterministic=torch.backends.cudnn.deterministic, cudnn_benchmark=torch.backends.cudnn.benchmark, float32_matmul_precision=torch.get_float32_matmul_precision(),
                 git_revision=git('rev-parse', 'HEAD') if ours else None, git_dirty=bool(git('status', '--porcelain')) if ours else None,
-                finished_at=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+                finished_at=_now())
+
+def _now()->str: return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
 
 # %% ../nbs/07_runs.ipynb #81630626
 SUMS = 'SHA256SUMS'
@@ -226,6 +228,8 @@ class Run(Sealed):
         try: return RunConfig.model_validate_json(text)
         except ValidationError as e: raise RecordError(f"{self.folder/'config.json'} cannot be meant: {one_line(e)}. If it names a method or net of yours, register or install that first; "
                                                        "if its schema_version is another one, read it with the version of bikd that wrote it (env.json names it).") from e
+    @cached_property
+    def teachers(self)->list['Run']: "The runs of those that taught it, as far as they lie beside it."; return [t for i in self.config.teachers if (t := find_run(self.folder.parent, i))]
     @cached_property
     def summary(self)->dict: "Its results."; return self.read_json('summary.json')
     @cached_property
@@ -287,7 +291,7 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
     card = protocol_card(seen, method.from_val) | dict(split_hash=split.hash)
     if method.sees_val: card |= dict(train_chooses='student weights; train holds the validation images too', val_chooses='nothing of its own')
     n_drawn = split.n_per_class if seen.n_classes == split.n_classes else seen.n_per_class # groups go by what was drawn; an expert knows its own classes only
-    dump('split.json', card); dump('env.json', environment(shop.device) | _here(progress) | (dict(places=progress.places) if len(progress.places) > 1 else {}))
+    dump('split.json', card); dump('env.json', _here(progress) | dict(finished_at=_now()) | (dict(places=progress.places) if len(progress.places) > 1 else {}))
     tensors = lambda name, ts: atomic_write(folder/name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()}))
     tensors('student.safetensors', shop.student.state_dict())
     if hasattr(method, 'weight_net'): tensors('weight_net.safetensors', method.weight_net.state_dict())
