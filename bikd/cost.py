@@ -39,7 +39,7 @@ class Rates:
 def kind(job:Job, jobs:dict[str, Job])->tuple: # runs of one kind have the same rates
     "What the speed of a run depends on."
     c = job.config
-    return c.dataset, c.method, str(c.settings), c.net, _teacher_net(job, jobs), c.protocol.batch_size, c.protocol.teacher_mode
+    return c.dataset, c.method, str(c.settings), c.net, _teacher_net(job, jobs), c.protocol.batch_size, c.protocol.teacher_mode, c.protocol.precision
 
 def _teacher_net(job, jobs): return next((jobs[i].config.net for i in job.needs), None)
 
@@ -56,7 +56,7 @@ def measure(job:Job, jobs:dict[str, Job], # of the graph
         shop = set_up(net(c), c.make_method(), images, c.protocol.model_copy(update=dict(lr=1e-4)), teacher, device=device, memo=memo)
         sync = torch.cuda.synchronize if shop.device.type == 'cuda' else (lambda: None)
         x, _ = next(shop.train.plain(200))
-        answers, looks = shop.teacher or Teacher(shop.student), Teacher(shop.student)
+        answers, looks = shop.teacher or Teacher(shop.student), Teacher(shop.student, low=c.protocol.low)
         work = dict(step=lambda: train_epoch(shop, 0, lambda *a: None), look=lambda: looks(x), teacher=lambda: answers(x))
         times = paired(work, rounds, warmup=1, steps=dict(step=len(shop.batches(0)), look=len(x), teacher=len(x)), sync=sync)
     t = times.groupby('name').step_s.median()

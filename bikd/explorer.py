@@ -11,7 +11,8 @@ from pathlib import Path
 
 import anywidget, ipywidgets as W, numpy as np, torch, traitlets
 
-from .data import PlainError, load_split
+from .basics import PlainError
+from .data import load_split
 from .figures import alarms
 from .report import LABELS
 from .runs import Run, find_runs

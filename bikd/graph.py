@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .data import PlainError
+from .basics import PlainError
 from .methods import get_method
 from .runs import SETTINGS, Parameters, RunConfig, changes_for, find_run, make_plan, one_line, parse_changes
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .losses import hard_loss, soft_loss
-from .tangent import Tape
+from .tangent import Tape, autocast
 
 # %% ../nbs/04_hypergradient.ipynb #e4604651
 def trainable(student:nn.Module # any module
@@ -49,8 +49,7 @@ def trial(student:nn.Module, # any module, in the mode it is in
          )->Tensor: # logits `(B, C)`
     "The student's output at `params`, leaving its parameters and buffers as they are."
     state = {**params, **{n: b.clone() for n, b in student.named_buffers()}}
-    cast = torch.autocast(x.device.type, low) if low else nullcontext()
-    with noise() if noise else nullcontext(), tape.push() if tape else nullcontext(), sdpa_kernel(SDPBackend.MATH), cast:
+    with noise() if noise else nullcontext(), tape.push() if tape else nullcontext(), sdpa_kernel(SDPBackend.MATH), autocast(x, low):
         logits = functional_call(student, state, (x,))
     return logits.float() if low else logits
 

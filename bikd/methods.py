@@ -17,7 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
-from .data import Split, counted
+from .basics import counted
+from .data import Split
 from .losses import hard_loss, soft_loss
 from .weight_net import WeightNet
 
@@ -332,6 +333,7 @@ class Protocol(BaseModel):
     normalisation: Literal['train', 'released'] = 'train' # see `bikd.data.pixel_stats`
     head_init: Literal['default', 'kaiming'] = 'default' # see `bikd.models.CifarResNet`
     teacher_mode: Literal['eval', 'eval_bf16', 'train'] = 'eval' # 'eval_bf16': under autocast; 'train': BatchNorm uses batch statistics
+    precision: Literal['float32', 'bf16'] = 'float32' # 'bf16': forward passes of student and teacher under autocast; teachers are trained by their students' precision
     report: Literal['last', 'val_selected', 'best_on_test'] = 'last' # the accuracy a headline quotes; all three are stored
 
     @field_validator('decay_at')
@@ -339,6 +341,9 @@ class Protocol(BaseModel):
     def _within(cls, at):
         if not all(0 < f <= 1 for f in at): raise ValueError(f"decay_at={at}: fractions of the schedule, above 0 and at most 1.")
         return at
+
+    @property
+    def low(self)->torch.dtype|None: "What forward passes are cast to; None: nothing is cast."; return torch.bfloat16 if self.precision == 'bf16' else None
 
     def decays(self, epoch:int # counted from 0
               )->int: # how often the learning rate has been decayed when it begins

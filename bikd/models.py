@@ -11,7 +11,7 @@ import copy, importlib, inspect, re
 import torch
 from torch import Tensor, nn
 
-from .data import counted
+from .basics import counted
 
 # %% ../nbs/01_models.ipynb #1961c040
 def _conv_bn(c_in:int, c_out:int, size:int, stride:int)->list[nn.Module]:

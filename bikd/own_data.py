@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from torch import nn
 
-from .data import Images, Split, Views, generator
+from .basics import generator
+from .data import Images, Split, Views
 from .methods import Method, Protocol, get_method, preset, wants_val
 from .training import train
 

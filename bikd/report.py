@@ -16,7 +16,7 @@ import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd, torch
 from matplotlib.figure import Figure
 
 from .runs import GROUPS, Run, shot_groups
-from .training import atomic_write, make_folder
+from .basics import atomic_write, make_folder
 from .weight_net import weight_surface
 
 # %% ../nbs/08_report.ipynb #4ab81065

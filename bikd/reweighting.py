@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from .data import counted
+from .basics import counted
 from .methods import CE, Bilevel, Distillation, Setting, register
 
 # %% ../nbs/05c_reweighting.ipynb #3ba8d707

@@ -26,11 +26,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 import bikd
-from .data import PlainError, Source, Split, data_home, get_source, load_split, long_tailed_counts, protocol_card
+from .basics import PlainError, RecordError, atomic_write, make_folder, said_plainly
+from .data import Source, Split, data_home, get_source, load_split, long_tailed_counts, protocol_card
 from .losses import hard_loss
 from .methods import Method, Protocol, get_method, methods_named, own_code, preset, rank
 from .models import check_logits, check_model, create_model
-from .training import Progress, RecordError, Teacher, Workshop, atomic_write, check_answers, check_clock, check_fit, evaluate, make_folder, pick_device, said_plainly, train
+from .training import Progress, Teacher, Workshop, check_answers, check_clock, check_fit, check_precision, evaluate, pick_device, train
 
 # %% ../nbs/07_runs.ipynb #ef6b6118
 class RunConfig(BaseModel):
@@ -73,7 +74,7 @@ class RunConfig(BaseModel):
     def run_id(self)->str:
         "A readable name that ends in the config's hash, e.g. `bikd-mnist5k-rho100-seed0-1a2b3c4d5e`."
         values = self.model_dump(mode='json')
-        for where, name, default in ((values, 'expert_runs', []), (values, 'n_val', None), (values['protocol'], 'warmup', 0.), (values['settings'], 'meta_loss', 'ce')):
+        for where, name, default in ((values, 'expert_runs', []), (values, 'n_val', None), (values['protocol'], 'warmup', 0.), (values['protocol'], 'precision', 'float32'), (values['settings'], 'meta_loss', 'ce')):
             if where.get(name, ...) == default: del where[name] # joined later: at their defaults they rename no earlier run
         text = json.dumps(values, sort_keys=True)
         return f"{self.method}-{self.dataset}-rho{self.rho:g}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
@@ -170,7 +171,7 @@ def environment(device='cpu')->dict: # plain values, for `env.json`
     cpu = next((l.split(':')[1].strip() for l in info if l.startswith('model name')), platform.processor())
     device, ours = torch.device(device), git('ls-files', '__init__.py') # not the repository of somebody who has bikd installed inside it
     return dict(bikd=installed('bikd'), torch=str(torch.__version__), torchvision=installed('torchvision'), numpy=installed('numpy'),
-                python=platform.python_version(), platform=platform.platform(), cpu=cpu, cpu_count=os.cpu_count(),
+                python=platform.python_version(), platform=platform.platform(), cpu=cpu, cpu_bf16=next((unit for unit in ('amx_bf16', 'avx512_bf16', 'bf16') if any(unit in l.split() for l in info)), None), cpu_count=os.cpu_count(),
                 gpu=torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
                 threads=torch.get_num_threads(), deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
                 cudnn_deterministic=torch.backends.cudnn.deterministic, cudnn_benchmark=torch.backends.cudnn.benchmark, float32_matmul_precision=torch.get_float32_matmul_precision(),
@@ -281,7 +282,7 @@ def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progre
     dump = lambda name, d: text(name, json.dumps(d, indent=1, allow_nan=False))
     table = lambda name, df: text(name, df.to_csv(index=False))
     method, seen = shop.method, shop.split # images as drawn: `split`; as this method saw them: `seen`
-    logits, labels = evaluate(shop.student, shop.test).cpu(), shop.test.labels.cpu()
+    logits, labels = evaluate(shop.student, shop.test, shop.protocol.low).cpu(), shop.test.labels.cpu()
     table('metrics.csv', pd.DataFrame(progress.history))
     weights = pd.DataFrame(progress.weight_rows(method.terms))
     weights.insert(2, 'n', [seen.n_per_class[c] for c in weights['class']])
@@ -313,7 +314,7 @@ def last_look(shop:Workshop)->dict[str, Tensor]:
     y, method, out = shop.train.labels, shop.method, dict(labels=shop.train.labels)
     nets = dict(student=shop.student) | (dict(teacher=Teacher(shop.teacher.net)) if method.needs_teacher else {}) # in eval mode, even under `released`
     for who, net in nets.items():
-        logits = evaluate(net, shop.train)
+        logits = evaluate(net, shop.train, shop.protocol.low)
         out |= {f'ce_{who}': hard_loss(logits, y), f'p_{who}': logits.softmax(1).half()}
     if hasattr(method, 'weight_net') and method.needs_teacher:
         with torch.no_grad(): out |= dict(zip(('w_hard', 'w_soft'), method.weight_net(torch.stack([out['ce_teacher'], out['ce_student']], 1)).unbind(1)))
@@ -471,6 +472,7 @@ class Parameters(BaseModel):
     k: int|None = Field(None, ge=1)
     estimator: str|None = None
     teacher_mode: str|None = None
+    precision: str|None = None # of teachers and students
     change: str|None = None # any other field of method or protocol, of the students
     n_val: int|None = Field(None, ge=1)
     device: str = 'cpu'
@@ -553,9 +555,9 @@ def make_plan(p:Parameters)->Plan:
     runs_dir = Path(p.runs_dir).expanduser() if p.runs_dir else project_root()/'runs'
     if runs_dir.exists() and not runs_dir.is_dir(): raise ValueError(f"runs_dir={p.runs_dir!r} is a file; name a folder, which is made if missing.")
     if p.tensorboard and not find_spec('tensorboard'): raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard.")
-    given = {f: v for f in ('epochs', 'batch_size', 'lr') if (v := getattr(p, f)) is not None}
+    given = {f: v for f in ('epochs', 'batch_size', 'lr', 'precision') if (v := getattr(p, f)) is not None}
     changes = parse_changes(p.change)
-    if twice := set(changes) & {*SETTINGS, 'epochs', 'teacher_mode', *given}: raise ValueError(f"change={p.change!r}: {twice.pop()!r} is a parameter of its own; give it with -p.")
+    if twice := set(changes) & {*SETTINGS, 'epochs', 'teacher_mode', 'precision', *given}: raise ValueError(f"change={p.change!r}: {twice.pop()!r} is a parameter of its own; give it with -p.")
     changes |= {f: v for f in SETTINGS if (v := getattr(p, f)) is not None}
     mine, recipe = ((lambda m, i=i: changes_for(m, changes)[i]) for i in (0, 1))
     for f in changes:
@@ -578,7 +580,7 @@ def make_plan(p:Parameters)->Plan:
             students.append(make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given | (distilled if ids else {}) | recipe(m), mine(m), n_val=p.n_val, **told))
         configs += [*{c.run_id: c for c in teachers}.values(), *students]
     for name, head in dict.fromkeys((c.net, c.protocol.head_init) for c in configs): _try_net(name, head, get_source(p.dataset))
-    for c in configs: check_clock(c.make_method(), sum(long_tailed_counts((s := get_source(c.dataset)).n_max, s.n_classes, c.rho)), c.protocol)
+    for c in configs: check_clock(c.make_method(), sum(long_tailed_counts((s := get_source(c.dataset)).n_max, s.n_classes, c.rho)), c.protocol); check_precision(c.make_method(), c.protocol)
     return Plan(p, configs, runs_dir, pick_device(p.device))
 
 def _try_net(name:str, head_init:str, source:Source):

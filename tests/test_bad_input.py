@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from bikd import losses, models
-from bikd.data import Images, PlainError, load_split, long_tailed_counts, toy_split
+from bikd.basics import PlainError
+from bikd.data import Images, load_split, long_tailed_counts, toy_split
 from bikd.graph import read_graph
 from bikd.hypergradient import hypergradient, weight_gradient
 from bikd.methods import BiKD, CE, KD, Protocol, get_method, preset
@@ -18,7 +19,8 @@ from bikd.own_data import distill, hold_out
 from bikd.report import accuracy_table
 from bikd.runs import Parameters, ParameterError, Run, calibration, confusion_matrix, expected_calibration_error, find_runs, make_config, make_plan, run, summarise
 from bikd.table import interval
-from bikd.training import NonFiniteLoss, RecordError, accuracy_pct, train
+from bikd.basics import RecordError
+from bikd.training import NonFiniteLoss, accuracy_pct, train
 from bikd.weight_net import WeightNet
 
 torch.manual_seed(0)

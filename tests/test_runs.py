@@ -9,7 +9,8 @@ from bikd.graph import provenance
 from bikd.memo import Table
 from bikd.methods import CE, METHODS, own_code, register
 from bikd.runs import RunConfig, environment, find_run, load_runs, make_config, run, seal
-from bikd.training import NonFiniteLoss, RecordError
+from bikd.basics import RecordError
+from bikd.training import NonFiniteLoss
 from processes import configs, finish, record, start
 
 def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
@@ -74,7 +75,7 @@ def test_a_full_or_read_only_disk_is_said_and_costs_nothing_that_was_finished(tm
         for options, words in ills:
             if options: assert not remount(options)
             out = finish(start(disk, *both), code=1)
-            assert words in out and out.strip().splitlines()[-1].startswith('bikd.training.StorageError:'), out
+            assert words in out and out.strip().splitlines()[-1].startswith('bikd.basics.StorageError:'), out
             for cfg in both: assert find_run(disk, cfg.run_id) is None or record(disk, cfg) == calm[cfg.run_id]
             assert not list(disk.glob('*/.*.tmp'))
         assert not remount('size=50m'); finish(start(disk, *both))
