@@ -16,45 +16,84 @@ from .report import TEXT_WIDTH, paper_style
 from .training import Workshop
 
 # %% ../nbs/15_alignment.ipynb #c0e1f2a9
-def gradient(shop:Workshop, # its student is looked at, and left as it was
-             gallery:Gallery, ids:Tensor, # which images, of one class or of all
-             teacher_logits:Tensor|None=None, # `(len(ids), C)`: of the soft loss; None: of the hard one
-             temperature:float=4., batch:int=500
-            )->Tensor: # `(P,)`
+def gradient(
+    shop: Workshop,  # its student is looked at, and left as it was
+    gallery: Gallery,
+    ids: Tensor,  # which images, of one class or of all
+    # `(len(ids), C)`: of the soft loss; None: of the hard one
+    teacher_logits: Tensor | None = None,
+    temperature: float = 4.0,
+    batch: int = 500,
+) -> Tensor:  # `(P,)`
     "∇θ of the mean loss over images as they are, BatchNorm in evaluation mode."
-    net, total = shop.student, 0.
-    was = net.training; net.eval()
+    net, total = shop.student, 0.0
+    was = net.training
+    net.eval()
     for at in torch.arange(len(ids), device=ids.device).split(batch):
         logits = net(gallery(ids[at], torch.full_like(at, gallery.views.identity)))
-        loss = hard_loss(logits, gallery.labels[ids[at]]) if teacher_logits is None else soft_loss(logits, teacher_logits[at], temperature)
-        total = total + torch.cat([g.flatten() for g in torch.autograd.grad(loss.sum()/len(ids), shop.params)])
+        loss = (
+            hard_loss(logits, gallery.labels[ids[at]])
+            if teacher_logits is None
+            else soft_loss(logits, teacher_logits[at], temperature)
+        )
+        total = total + torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss.sum() / len(ids), shop.params)]
+        )
     net.train(was)
     return total
 
-def class_alignment(shop:Workshop, # in training, with a teacher
-                    teacher_logits:Tensor, # of all training images un-augmented, `(N, C)`
-                    temperature:float=4.
-                   )->pd.DataFrame: # a row per class and term: class, n, term ('hard', 'soft'), cosine, inner
+
+def class_alignment(
+    shop: Workshop,  # in training, with a teacher
+    teacher_logits: Tensor,  # of all training images un-augmented, `(N, C)`
+    temperature: float = 4.0,
+) -> pd.DataFrame:  # a row per class and term: class, n, term ('hard', 'soft'), cosine, inner
     "Cosine and inner product of each class's gradients with the validation gradient."
     val = gradient(shop, shop.val, torch.arange(len(shop.val), device=shop.device))
     rows = []
     for c in range(shop.split.n_classes):
         ids = (shop.train.labels == c).nonzero()[:, 0]
-        for term, told in (('hard', None), ('soft', teacher_logits[ids])):
-            if len(ids) == 0: continue
-            g = gradient(shop, shop.train, ids, told, temperature); inner = g @ val
-            rows.append({'class': c, 'n': len(ids), 'term': term, 'cosine': (inner/(g.norm()*val.norm()).clamp(min=torch.finfo(g.dtype).tiny)).item(), 'inner': inner.item()})
+        for term, told in (("hard", None), ("soft", teacher_logits[ids])):
+            if len(ids) == 0:
+                continue
+            g = gradient(shop, shop.train, ids, told, temperature)
+            inner = g @ val
+            rows.append(
+                {
+                    "class": c,
+                    "n": len(ids),
+                    "term": term,
+                    "cosine": (
+                        inner / (g.norm() * val.norm()).clamp(min=torch.finfo(g.dtype).tiny)
+                    ).item(),
+                    "inner": inner.item(),
+                }
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/15_alignment.ipynb #e6d4d7fb
-def plot_alignment(table:pd.DataFrame # rows of `class_alignment`, with a column epoch; several seeds are averaged
-                  )->Figure:
+def plot_alignment(
+    # rows of `class_alignment`, with a column epoch; several seeds are averaged
+    table: pd.DataFrame,
+) -> Figure:
     "Cosine with the validation gradient by class and epoch."
-    grids = {term: g.groupby(['class', 'epoch']).cosine.mean().unstack() for term, g in table.groupby('term')}
+    grids = {
+        term: g.groupby(["class", "epoch"]).cosine.mean().unstack()
+        for term, g in table.groupby("term")
+    }
     with paper_style():
         fig, axs = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 1.7), sharey=True)
         for ax, (term, grid) in zip(axs, grids.items()):
             C, E = grid.shape
-            image = ax.imshow(grid, aspect='auto', cmap='PuOr_r', vmin=-1, vmax=1, extent=(.5, E + .5, C - .5, -.5)); ax.set(title=f'{term} loss', xlabel='epoch', yticks=range(0, C, max(1, C//5)))
-        axs[0].set_ylabel('class'); fig.colorbar(image, ax=axs, label='cosine with $g_{\\mathrm{val}}$', pad=.02)
+            image = ax.imshow(
+                grid,
+                aspect="auto",
+                cmap="PuOr_r",
+                vmin=-1,
+                vmax=1,
+                extent=(0.5, E + 0.5, C - 0.5, -0.5),
+            )
+            ax.set(title=f"{term} loss", xlabel="epoch", yticks=range(0, C, max(1, C // 5)))
+        axs[0].set_ylabel("class")
+        fig.colorbar(image, ax=axs, label="cosine with $g_{\\mathrm{val}}$", pad=0.02)
     return fig

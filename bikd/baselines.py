@@ -19,163 +19,281 @@ from .losses import hard_loss, soft_loss
 from .methods import CE, KD, Distillation, Method, Setting, fixed, register
 
 # %% ../nbs/05b_baselines.ipynb #818791d2
-def log_prior(n_per_class, like:Tensor)->Tensor: # `(C,)`
+def log_prior(
+    n_per_class,
+    like: Tensor,
+) -> Tensor:  # `(C,)`
     "log(n_c/N), in the dtype and on the device of `like`."
     n = torch.as_tensor(n_per_class, dtype=like.dtype, device=like.device)
-    return (n/n.sum()).log()
+    return (n / n.sum()).log()
+
 
 class Priors(Method):
     "What methods share that look at the training set's prior."
-    needs = frozenset({'counts'})
-    _log_prior: Tensor = PrivateAttr(None) # log π, `(C,)`
 
-    def begin(self, setting:Setting): self._log_prior = log_prior(setting.n_per_class, setting.like())
+    needs = frozenset({"counts"})
+    _log_prior: Tensor = PrivateAttr(None)  # log π, `(C,)`
+
+    def begin(self, setting: Setting):
+        self._log_prior = log_prior(setting.n_per_class, setting.like())
+
 
 @register
 class BalancedSoftmax(Priors):
     "Balanced softmax / training-time logit adjustment, without a teacher."
-    name = 'bsce'
-    strength: float = Field(1., ge=0) # λ; 0 is plain CE
 
-    def losses(self, step): return hard_loss(step.logits + self.strength*self._log_prior, step.labels)[:, None]
-    def weights(self, losses, step): return torch.ones_like(losses)
+    name = "bsce"
+    strength: float = Field(1.0, ge=0)  # λ; 0 is plain CE
+
+    def losses(self, step):
+        return hard_loss(step.logits + self.strength * self._log_prior, step.labels)[:, None]
+
+    def weights(self, losses, step):
+        return torch.ones_like(losses)
+
 
 @register
 class TeacherBSCE(BalancedSoftmax):
     "Balanced softmax under a name of its own, on the teacher's net: teaches DiVE in its original form."
-    name = 'teacher_bsce'; big = True
+
+    name = "teacher_bsce"
+    big = True
 
 # %% ../nbs/05b_baselines.ipynb #79c7e7ae
-def effective_weights(n_per_class, beta:float=.9999, like:Tensor=torch.zeros(()))->Tensor: # `(C,)`, sum C
+def effective_weights(
+    n_per_class,
+    beta: float = 0.9999,
+    like: Tensor = torch.zeros(()),
+) -> Tensor:  # `(C,)`, sum C
     "Class weights by the effective number of images (Cui et al. 2019), in the dtype and on the device of `like`."
     n = torch.as_tensor(n_per_class, dtype=torch.float64)
-    w = (1 - beta)/(1 - beta**n)
-    return (w*len(n)/w.sum()).to(like)
+    w = (1 - beta) / (1 - beta**n)
+    return (w * len(n) / w.sum()).to(like)
+
 
 @register
 class BKD(Distillation):
     "Balanced knowledge distillation (Zhang et al. 2023): KD towards a teacher re-weighted by class."
-    name = 'bkd'; needs = frozenset({'counts'})
-    presets = {'original': dict(temperature=2., deferred=True), 'released': dict(temperature=3., soft_weight=.5)}
-    recipes = {'original': dict(batch_size=128, weight_decay=2e-4, warmup=5/200, decay_at=(.8, .9), lr_decay=.01)}
-    soft_weight: float = Field(1., ge=0) # α, beside a hard loss of weight 1
-    beta: float = Field(.9999, ge=0, lt=1) # of the effective number
-    deferred: bool = False # True: no weights before the first decay of the learning rate
-    _shift: Tensor = PrivateAttr(None) # log ω, `(C,)`
+
+    name = "bkd"
+    needs = frozenset({"counts"})
+    presets = {
+        "original": dict(temperature=2.0, deferred=True),
+        "released": dict(temperature=3.0, soft_weight=0.5),
+    }
+    recipes = {
+        "original": dict(
+            batch_size=128, weight_decay=2e-4, warmup=5 / 200, decay_at=(0.8, 0.9), lr_decay=0.01
+        )
+    }
+    soft_weight: float = Field(1.0, ge=0)  # α, beside a hard loss of weight 1
+    beta: float = Field(0.9999, ge=0, lt=1)  # of the effective number
+    deferred: bool = False  # True: no weights before the first decay of the learning rate
+    _shift: Tensor = PrivateAttr(None)  # log ω, `(C,)`
     _active: bool = PrivateAttr(True)
 
-    def begin(self, setting): self._shift = effective_weights(setting.n_per_class, self.beta, setting.like()).log()
-    def begin_epoch(self, epoch, decays): self._active = decays > 0 or not self.deferred
+    def begin(self, setting):
+        self._shift = effective_weights(setting.n_per_class, self.beta, setting.like()).log()
+
+    def begin_epoch(self, epoch, decays):
+        self._active = decays > 0 or not self.deferred
+
     def losses(self, step):
-        teacher = step.teacher_logits + self.temperature*self._shift if self._active else step.teacher_logits
-        return torch.stack([hard_loss(step.logits, step.labels), soft_loss(step.logits, teacher, self.temperature)], 1)
-    def weights(self, losses, step): return fixed(losses, 1., self.soft_weight)
+        teacher = (
+            step.teacher_logits + self.temperature * self._shift
+            if self._active
+            else step.teacher_logits
+        )
+        return torch.stack(
+            [
+                hard_loss(step.logits, step.labels),
+                soft_loss(step.logits, teacher, self.temperature),
+            ],
+            1,
+        )
+
+    def weights(self, losses, step):
+        return fixed(losses, 1.0, self.soft_weight)
 
 # %% ../nbs/05b_baselines.ipynb #b38bb26b
 @register
 class WSL(Distillation):
     "Weighted soft labels (Zhou et al. 2021)."
-    name = 'wsl'
-    presets = {'original': dict(temperature=2., soft_weight=2.5), 'released': dict(temperature=3., soft_weight=.5)}
-    recipes = {'original': dict(teacher_mode='train')}
-    soft_weight: float = Field(2.25, ge=0) # α, beside a hard loss of weight 1
+
+    name = "wsl"
+    presets = {
+        "original": dict(temperature=2.0, soft_weight=2.5),
+        "released": dict(temperature=3.0, soft_weight=0.5),
+    }
+    recipes = {"original": dict(teacher_mode="train")}
+    soft_weight: float = Field(2.25, ge=0)  # α, beside a hard loss of weight 1
 
     def losses(self, step):
         tau = self.temperature
-        soft = -((step.teacher_logits/tau).softmax(1)*F.log_softmax(step.logits/tau, 1)).sum(1)*tau**2
+        soft = (
+            -((step.teacher_logits / tau).softmax(1) * F.log_softmax(step.logits / tau, 1)).sum(1)
+            * tau**2
+        )
         return torch.stack([hard_loss(step.logits, step.labels), soft], 1)
 
     def weights(self, losses, step):
-        trust = 1 - (-losses[:, 0]/(hard_loss(step.teacher_logits, step.labels) + 1e-7)).exp()
-        return torch.stack([torch.ones_like(trust), self.soft_weight*trust], 1)
+        trust = 1 - (-losses[:, 0] / (hard_loss(step.teacher_logits, step.labels) + 1e-7)).exp()
+        return torch.stack([torch.ones_like(trust), self.soft_weight * trust], 1)
 
 # %% ../nbs/05b_baselines.ipynb #8e762a14
 @register
 class DiVE(Priors):
     "Distilling virtual examples (He et al. 2021)."
-    name = 'dive'; terms = ('hard', 'soft'); needs_teacher = True
-    presets = {'original': dict(balanced_teacher=True), 'paper': dict(temperature=4.)}
-    recipes = {'original': dict(batch_size=128, weight_decay=2e-4, warmup=5/200, decay_at=(.6, .8), lr_decay=.01), 'released': dict(warmup=5/120)}
-    temperature: float = Field(3., gt=0, le=1e4) # τ
-    soft_weight: float = Field(.5, ge=0, le=1) # α
-    power: float = Field(.5, gt=0) # p
-    balanced_teacher: bool = False # True: taught by a net that was trained with balanced softmax
+
+    name = "dive"
+    terms = ("hard", "soft")
+    needs_teacher = True
+    presets = {"original": dict(balanced_teacher=True), "paper": dict(temperature=4.0)}
+    recipes = {
+        "original": dict(
+            batch_size=128, weight_decay=2e-4, warmup=5 / 200, decay_at=(0.6, 0.8), lr_decay=0.01
+        ),
+        "released": dict(warmup=5 / 120),
+    }
+    temperature: float = Field(3.0, gt=0, le=1e4)  # τ
+    soft_weight: float = Field(0.5, ge=0, le=1)  # α
+    power: float = Field(0.5, gt=0)  # p
+    # True: taught by a net that was trained with balanced softmax
+    balanced_teacher: bool = False
 
     @property
-    def taught_by(self): return ('teacher_bsce',) if self.balanced_teacher else ('teacher',)
+    def taught_by(self):
+        return ("teacher_bsce",) if self.balanced_teacher else ("teacher",)
 
     def losses(self, step):
-        return torch.stack([hard_loss(step.logits + self._log_prior, step.labels), soft_loss(step.logits, self.power*step.teacher_logits, self.temperature)], 1)
-    def weights(self, losses, step): return fixed(losses, 1 - self.soft_weight, self.soft_weight)
+        return torch.stack(
+            [
+                hard_loss(step.logits + self._log_prior, step.labels),
+                soft_loss(step.logits, self.power * step.teacher_logits, self.temperature),
+            ],
+            1,
+        )
+
+    def weights(self, losses, step):
+        return fixed(losses, 1 - self.soft_weight, self.soft_weight)
 
 # %% ../nbs/05b_baselines.ipynb #cdc27058
 @register
 class CCKD(Priors):
     "Class-conditional knowledge distillation (Li et al. 2024), reconstructed."
-    name = 'cckd'; terms = ('hard', 'soft'); needs_teacher = True; needs = frozenset({'counts'}); from_val = "the teacher's prior"
-    presets = {'original': dict(temperature=2.)}
-    recipes = {'original': dict(batch_size=128)}
-    temperature: float = Field(4., gt=0, le=1e4) # τ; the original's is 2
-    soft_weight: float = Field(1., ge=0) # α, beside a hard loss of weight 1
-    match_prior: Literal['train', 'test'] = 'train' # the prior under which both sides are written
-    _teacher_prior: Tensor = PrivateAttr(None) # log π^t, `(C,)`
+
+    name = "cckd"
+    terms = ("hard", "soft")
+    needs_teacher = True
+    needs = frozenset({"counts"})
+    from_val = "the teacher's prior"
+    presets = {"original": dict(temperature=2.0)}
+    recipes = {"original": dict(batch_size=128)}
+    temperature: float = Field(4.0, gt=0, le=1e4)  # τ; the original's is 2
+    soft_weight: float = Field(1.0, ge=0)  # α, beside a hard loss of weight 1
+    # the prior under which both sides are written
+    match_prior: Literal["train", "test"] = "train"
+    _teacher_prior: Tensor = PrivateAttr(None)  # log π^t, `(C,)`
 
     def begin(self, setting):
         super().begin(setting)
-        logits, _ = setting.teacher('val')
+        logits, _ = setting.teacher("val")
         self._teacher_prior = logits.cpu().double().softmax(1).mean(0).log().to(self._log_prior)
 
     def losses(self, step):
-        shift = self._log_prior if self.match_prior == 'train' else 0.
-        return torch.stack([hard_loss(step.logits + self._log_prior, step.labels),
-                            soft_loss(step.logits + shift, step.teacher_logits - self._teacher_prior + shift, self.temperature)], 1)
-    def weights(self, losses, step): return fixed(losses, 1., self.soft_weight)
+        shift = self._log_prior if self.match_prior == "train" else 0.0
+        return torch.stack(
+            [
+                hard_loss(step.logits + self._log_prior, step.labels),
+                soft_loss(
+                    step.logits + shift,
+                    step.teacher_logits - self._teacher_prior + shift,
+                    self.temperature,
+                ),
+            ],
+            1,
+        )
+
+    def weights(self, losses, step):
+        return fixed(losses, 1.0, self.soft_weight)
 
 # %% ../nbs/05b_baselines.ipynb #0faffdb1
-def thirds(n_per_class # training images per class
-          )->list[list[int]]: # head, medium and tail classes
+def thirds(
+    n_per_class,  # training images per class
+) -> list[list[int]]:  # head, medium and tail classes
     "Classes in three groups of (nearly) equal size by rank of their count; label order breaks ties."
     order = sorted(range(len(n_per_class)), key=lambda c: -n_per_class[c])
-    cut = [round(i*len(order)/3) for i in range(4)]
+    cut = [round(i * len(order) / 3) for i in range(4)]
     return [sorted(order[a:b]) for a, b in zip(cut, cut[1:])]
+
 
 @register
 class LTKD(Distillation):
     "Long-tailed knowledge distillation (Kim 2026): cross-group and within-group parts of KD, rebalanced; partly reconstructed."
-    name = 'ltkd'; terms = ('hard', 'cross', 'within'); needs = frozenset({'groups'})
-    cross_weight: float = Field(1., ge=0) # α
-    within_weight: float = Field(1., ge=0) # β
+
+    name = "ltkd"
+    terms = ("hard", "cross", "within")
+    needs = frozenset({"groups"})
+    cross_weight: float = Field(1.0, ge=0)  # α
+    within_weight: float = Field(1.0, ge=0)  # β
     _groups: list = PrivateAttr(None)
 
-    def begin(self, setting): self._groups = thirds(setting.n_per_class)
+    def begin(self, setting):
+        self._groups = thirds(setting.n_per_class)
+
     def losses(self, step):
-        log_s, log_t = (F.log_softmax(z/self.temperature, 1) for z in (step.logits, step.teacher_logits))
-        inside = lambda z: torch.stack([z[:, g].logsumexp(1) for g in self._groups], 1)       # log b, `(B, 3)`
+        log_s, log_t = (
+            F.log_softmax(z / self.temperature, 1) for z in (step.logits, step.teacher_logits)
+        )
+        inside = lambda z: torch.stack(
+            [z[:, g].logsumexp(1) for g in self._groups], 1
+        )  # log b, `(B, 3)`
         mass_s, mass_t = inside(log_s), inside(log_t)
-        fair = F.log_softmax(mass_t - mass_t.logsumexp(0), 1) # b / mean of b over the batch, normalised
-        kl = lambda p, q: (p.exp()*(p - q)).sum(1)
-        within = sum(kl(F.log_softmax(log_t[:, g], 1), F.log_softmax(log_s[:, g], 1)) for g in self._groups)
-        return torch.stack([hard_loss(step.logits, step.labels), self.temperature**2*kl(fair, mass_s), self.temperature**2*within], 1)
-    def weights(self, losses, step): return fixed(losses, 1., self.cross_weight, self.within_weight)
+        fair = F.log_softmax(
+            mass_t - mass_t.logsumexp(0), 1
+        )  # b / mean of b over the batch, normalised
+        kl = lambda p, q: (p.exp() * (p - q)).sum(1)
+        within = sum(
+            kl(F.log_softmax(log_t[:, g], 1), F.log_softmax(log_s[:, g], 1)) for g in self._groups
+        )
+        return torch.stack(
+            [
+                hard_loss(step.logits, step.labels),
+                self.temperature**2 * kl(fair, mass_s),
+                self.temperature**2 * within,
+            ],
+            1,
+        )
+
+    def weights(self, losses, step):
+        return fixed(losses, 1.0, self.cross_weight, self.within_weight)
 
 # %% ../nbs/05b_baselines.ipynb #545978ac
 class SeesVal(Method):
     "The validation images join the training set."
+
     sees_val = True
 
-    def see(self, split:Split)->Split: return replace(split, train=split.train.joined(split.val))
+    def see(self, split: Split) -> Split:
+        return replace(split, train=split.train.joined(split.val))
+
 
 @register
 class CEVal(SeesVal, CE):
     "CE on train ∪ val."
-    name = 'ce_val'
+
+    name = "ce_val"
+
 
 @register
 class KDVal(SeesVal, KD):
     "KD on train ∪ val."
-    name = 'kd_val'
+
+    name = "kd_val"
+
 
 @register
 class BalancedSoftmaxVal(SeesVal, BalancedSoftmax):
     "Balanced softmax on train ∪ val, with the counts of both."
-    name = 'bsce_val'
+
+    name = "bsce_val"

@@ -122,8 +122,7 @@ def unpack(
                 os.replace(part, to)  # another process may be reading it
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise DataError(
-            f"{archive} cannot be unpacked ({type(e).__name__}: {e}). "
-            "Remove it and fetch it again."
+            f"{archive} cannot be unpacked ({type(e).__name__}: {e}). Remove it and fetch it again."
         ) from e
 
 # %% ../nbs/00_basics.ipynb #ba701a55
@@ -132,21 +131,24 @@ def is_whole(x) -> bool:
     return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
-def generator(seed:int, # the run's seed
-              *purpose # what the numbers are for, e.g. `('order', epoch)`: strings and ints
-             )->torch.Generator: # a CPU generator, a pure function of its arguments
+def generator(
+    seed: int,  # the run's seed
+    *purpose,  # what the numbers are for, e.g. `('order', epoch)`: strings and ints
+) -> torch.Generator:  # a CPU generator, a pure function of its arguments
     "A generator seeded with SHA-256 of (seed, purpose); on the CPU, so every device sees the same numbers."
-    if not is_whole(seed) or seed < 0: raise ValueError(f"seed={seed!r}: a whole number of at least 0 was expected.")
+    if not is_whole(seed) or seed < 0:
+        raise ValueError(f"seed={seed!r}: a whole number of at least 0 was expected.")
     digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 # %% ../nbs/00_basics.ipynb #c24738c9
 @contextmanager
-def counted(seed:int, # the run's seed
-            *purpose, # as for `generator`
-            device='cpu' # a GPU's generator is seeded and put back too
-           ):
+def counted(
+    seed: int,  # the run's seed
+    *purpose,  # as for `generator`
+    device="cpu",  # a GPU's generator is seeded and put back too
+):
     "Inside, PyTorch's global generators are a pure function of (seed, purpose); outside, they are as before."
-    with torch.random.fork_rng(devices=[device] if torch.device(device).type == 'cuda' else []):
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(generator(seed, *purpose).initial_seed())
         yield

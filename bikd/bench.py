@@ -23,156 +23,311 @@ from .training import Workshop, set_up, train_epoch
 from .weight_net import WeightNet
 
 # %% ../nbs/10_bench.ipynb #39efe35e
-def paired(contestants:dict[str, Callable], # name -> does its work once
-           rounds:int, # how often all run
-           warmup:int=2, # rounds before, not counted
-           steps:int|dict=1, # how many steps one call does
-           sync:Callable=lambda: None # waits for the device
-          )->pd.DataFrame: # a row per round and contestant: round, name, step_s
+def paired(
+    contestants: dict[str, Callable],  # name -> does its work once
+    rounds: int,  # how often all run
+    warmup: int = 2,  # rounds before, not counted
+    steps: int | dict = 1,  # how many steps one call does
+    sync: Callable = lambda: None,  # waits for the device
+) -> pd.DataFrame:  # a row per round and contestant: round, name, step_s
     "Time all contestants in every round, one after the other."
     rows = []
     for r in range(-warmup, rounds):
         for name, work in contestants.items():
-            sync(); began = time.perf_counter()
+            sync()
+            began = time.perf_counter()
             work()
-            sync(); n = steps.get(name, 1) if isinstance(steps, dict) else steps
-            if r >= 0: rows.append(dict(round=r, name=name, step_s=(time.perf_counter() - began)/n))
+            sync()
+            n = steps.get(name, 1) if isinstance(steps, dict) else steps
+            if r >= 0:
+                rows.append(dict(round=r, name=name, step_s=(time.perf_counter() - began) / n))
     return pd.DataFrame(rows)
 
-def ratio(times:pd.DataFrame, # as `paired` gives
-          work:str, against:str # two contestants
-         )->dict: # ratio (median over rounds), lowest, highest, n
+
+def ratio(
+    times: pd.DataFrame,  # as `paired` gives
+    work: str,
+    against: str,  # two contestants
+) -> dict:  # ratio (median over rounds), lowest, highest, n
     "How many times as long one takes as the other, round by round."
-    t = times.pivot(index='round', columns='name', values='step_s')
-    r = t[work]/t[against]
-    return dict(work=work, against=against, ratio=r.median(), lowest=r.min(), highest=r.max(), n=len(r))
+    t = times.pivot(index="round", columns="name", values="step_s")
+    r = t[work] / t[against]
+    return dict(
+        work=work, against=against, ratio=r.median(), lowest=r.min(), highest=r.max(), n=len(r)
+    )
 
 # %% ../nbs/10_bench.ipynb #34e72b19
-STEP_PARTS = { # a step of `paired` -> part: (what was measured, how often it happens)
-    'plain KD, live teacher': {'forward': ('forward, default', 1), 'backward': ('backward, default', 1), 'teacher': ('teacher, default', 1)},
-    'KD': {'input': ('input', 1), 'forward': ('forward', 1), 'backward': ('backward', 1)}}
-STEP_PARTS['BiKD'] = STEP_PARTS['KD'] | {'input': ('input', 2), 'validation': ('validation', 1), 'tangent': ('tangent', 1), 'φ moves': ('φ moves', 1/5)}
-STEP_PARTS['BiKD, compiled'] = STEP_PARTS['BiKD'] | {'tangent': ('tangent, compiled', 1)}
-STEP_PARTS['BiKD, bfloat16, compiled'] = STEP_PARTS['BiKD'] | {'validation': ('validation, bfloat16', 1), 'tangent': ('tangent, bfloat16, compiled', 1)}
-STEP_PARTS['BiKD, bfloat16'] = STEP_PARTS['BiKD, bfloat16, compiled'] | {'tangent': ('tangent, bfloat16', 1)}
-FLOOR = {'forward': 'forward', 'backward': 'backward', 'validation': 'validation', 'tangent': 'tangent, convolutions only'}
+STEP_PARTS = {  # a step of `paired` -> part: (what was measured, how often it happens)
+    "plain KD, live teacher": {
+        "forward": ("forward, default", 1),
+        "backward": ("backward, default", 1),
+        "teacher": ("teacher, default", 1),
+    },
+    "KD": {"input": ("input", 1), "forward": ("forward", 1), "backward": ("backward", 1)},
+}
+STEP_PARTS["BiKD"] = STEP_PARTS["KD"] | {
+    "input": ("input", 2),
+    "validation": ("validation", 1),
+    "tangent": ("tangent", 1),
+    "φ moves": ("φ moves", 1 / 5),
+}
+STEP_PARTS["BiKD, compiled"] = STEP_PARTS["BiKD"] | {"tangent": ("tangent, compiled", 1)}
+STEP_PARTS["BiKD, bfloat16, compiled"] = STEP_PARTS["BiKD"] | {
+    "validation": ("validation, bfloat16", 1),
+    "tangent": ("tangent, bfloat16, compiled", 1),
+}
+STEP_PARTS["BiKD, bfloat16"] = STEP_PARTS["BiKD, bfloat16, compiled"] | {
+    "tangent": ("tangent, bfloat16", 1)
+}
+FLOOR = {
+    "forward": "forward",
+    "backward": "backward",
+    "validation": "validation",
+    "tangent": "tangent, convolutions only",
+}
 
-def shares(steps:pd.DataFrame, # whole steps, as `paired` gives
-           phases:pd.DataFrame # their parts
-          )->pd.DataFrame: # a row per step, a column per part; the plain KD step is 1 in all
+
+def shares(
+    steps: pd.DataFrame,  # whole steps, as `paired` gives
+    phases: pd.DataFrame,  # their parts
+) -> pd.DataFrame:  # a row per step, a column per part; the plain KD step is 1 in all
     "What each part of a step takes."
-    whole, part = (t.groupby('name', sort=False).step_s.median() for t in (steps, phases))
-    for end in ('', ', default'): part['backward' + end] = part['forward + backward' + end] - part['forward' + end]
+    whole, part = (t.groupby("name", sort=False).step_s.median() for t in (steps, phases))
+    for end in ("", ", default"):
+        part["backward" + end] = part["forward + backward" + end] - part["forward" + end]
     rows = {}
     for name, total in whole.items():
-        if name not in STEP_PARTS: rows[name] = dict(unrolled=total); continue
-        raw = {p: part[what]*times for p, (what, times) in STEP_PARTS[name].items() if what in part}
-        scale = min(1., total/sum(raw.values()))
-        rows[name] = {p: t*scale for p, t in raw.items()} | dict(rest=total - scale*sum(raw.values()))
-        if name == 'BiKD': rows['floor of BiKD'] = {p: part[what]*scale for p, what in FLOOR.items()}
-    return pd.DataFrame(rows).T.fillna(0.)/whole['plain KD, live teacher']
+        if name not in STEP_PARTS:
+            rows[name] = dict(unrolled=total)
+            continue
+        raw = {
+            p: part[what] * times for p, (what, times) in STEP_PARTS[name].items() if what in part
+        }
+        scale = min(1.0, total / sum(raw.values()))
+        rows[name] = {p: t * scale for p, t in raw.items()} | dict(
+            rest=total - scale * sum(raw.values())
+        )
+        if name == "BiKD":
+            rows["floor of BiKD"] = {p: part[what] * scale for p, what in FLOOR.items()}
+    return pd.DataFrame(rows).T.fillna(0.0) / whole["plain KD, live teacher"]
 
 # %% ../nbs/10_bench.ipynb #0a3bdcc0
-def made_up(n_train:int, n_classes:int, batch:int, size:int=32, channels:int=3)->Split: # of random pixels
+def made_up(
+    n_train: int,
+    n_classes: int,
+    batch: int,
+    size: int = 32,
+    channels: int = 3,
+) -> Split:  # of random pixels
     "A split to be timed, not to be learned."
     g = torch.Generator().manual_seed(0)
-    images = lambda n: Images(torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=g), torch.arange(n) % n_classes)
-    return Split('made up', 1., 0, images(n_train), images(max(batch, n_classes)), images(n_classes), Views(size))
+    images = lambda n: Images(
+        torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=g),
+        torch.arange(n) % n_classes,
+    )
+    return Split(
+        "made up",
+        1.0,
+        0,
+        images(n_train),
+        images(max(batch, n_classes)),
+        images(n_classes),
+        Views(size),
+    )
 
-def our_loop(method:Method, student:str, teacher:str, n_classes:int=100, batch:int=100, steps:int=5, device='cpu', memo=None, compile:bool=False
-            )->tuple[Workshop, Callable]: # the workshop, and one epoch of `steps` batches
+
+def our_loop(
+    method: Method,
+    student: str,
+    teacher: str,
+    n_classes: int = 100,
+    batch: int = 100,
+    steps: int = 5,
+    device="cpu",
+    memo=None,
+    compile: bool = False,
+) -> tuple[Workshop, Callable]:  # the workshop, and one epoch of `steps` batches
     "bikd's training loop."
-    shop = set_up(create_model(student, n_classes, seed=0), method, made_up(steps*batch, n_classes, batch), Protocol(epochs=getattr(method, 'k', 1), batch_size=batch, lr=1e-4),
-                  create_model(teacher, n_classes, seed=0), device=device, memo=memo, compile=compile)
+    shop = set_up(
+        create_model(student, n_classes, seed=0),
+        method,
+        made_up(steps * batch, n_classes, batch),
+        Protocol(epochs=getattr(method, "k", 1), batch_size=batch, lr=1e-4),
+        create_model(teacher, n_classes, seed=0),
+        device=device,
+        memo=memo,
+        compile=compile,
+    )
     return shop, lambda: train_epoch(shop, 0, lambda *a: None)
 
 # %% ../nbs/10_bench.ipynb #a044746d
-def batch_of(n_classes:int=100, batch:int=100, device='cpu', size:int=32)->tuple[Tensor, ...]: # x, y, teacher logits, x_val, y_val
+def batch_of(
+    n_classes: int = 100,
+    batch: int = 100,
+    device="cpu",
+    size: int = 32,
+) -> tuple[Tensor, ...]:  # x, y, teacher logits, x_val, y_val
     "Random inputs of a step."
     g = torch.Generator().manual_seed(0)
-    x, x_val = torch.randn(2, batch, 3, size, size, generator=g); y, y_val = torch.randint(n_classes, (2, batch), generator=g)
-    return tuple(t.to(device) for t in (x, y, 3*torch.randn(batch, n_classes, generator=g), x_val, y_val))
+    x, x_val = torch.randn(2, batch, 3, size, size, generator=g)
+    y, y_val = torch.randint(n_classes, (2, batch), generator=g)
+    return tuple(
+        t.to(device) for t in (x, y, 3 * torch.randn(batch, n_classes, generator=g), x_val, y_val)
+    )
 
-def _sgd(student): return torch.optim.SGD(student.parameters(), lr=1e-4, momentum=.9, weight_decay=5e-4)
 
-def plain_kd(student:str, teacher:str, n_classes:int=100, batch:int=100, device='cpu')->Callable: # does one step
+def _sgd(student):
+    return torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+
+
+def plain_kd(
+    student: str,
+    teacher: str,
+    n_classes: int = 100,
+    batch: int = 100,
+    device="cpu",
+) -> Callable:  # does one step
     "A KD step as in any tutorial."
-    s, t = (create_model(n, n_classes, seed=0).to(device) for n in (student, teacher)); t.eval(); optimizer = _sgd(s)
+    s, t = (create_model(n, n_classes, seed=0).to(device) for n in (student, teacher))
+    t.eval()
+    optimizer = _sgd(s)
     x, y, *_ = batch_of(n_classes, batch, device)
+
     def step():
-        with torch.no_grad(): told = t(x)
+        with torch.no_grad():
+            told = t(x)
         logits = s(x)
-        loss = .5*F.cross_entropy(logits, y) + .5*16*F.kl_div(F.log_softmax(logits/4, 1), F.softmax(told/4, 1), reduction='batchmean')
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        loss = 0.5 * F.cross_entropy(logits, y) + 0.5 * 16 * F.kl_div(
+            F.log_softmax(logits / 4, 1), F.softmax(told / 4, 1), reduction="batchmean"
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
     return step
 
-def double_backward(student:str, n_classes:int=100, batch:int=100, device='cpu', k:int=5, unroll:Callable|None=None)->Callable: # does one step
+
+def double_backward(
+    student: str,
+    n_classes: int = 100,
+    batch: int = 100,
+    device="cpu",
+    k: int = 5,
+    unroll: Callable | None = None,
+) -> Callable:  # does one step
     "Algorithm 1 by unrolling; `unroll(student, inner loss, validation loss, φ)` gives ∇φ."
-    s, phi = create_model(student, n_classes, seed=0).to(device), WeightNet().to(device); optimizer, adam = _sgd(s), torch.optim.Adam(phi.parameters())
-    x, y, t, x_val, y_val = batch_of(n_classes, batch, device); count, total = 0, None
+    s, phi = create_model(student, n_classes, seed=0).to(device), WeightNet().to(device)
+    optimizer, adam = _sgd(s), torch.optim.Adam(phi.parameters())
+    x, y, t, x_val, y_val = batch_of(n_classes, batch, device)
+    count, total = 0, None
+
     def weighted(logits):
         losses = torch.stack([hard_loss(logits, y), soft_loss(logits, t)], 1)
-        return (phi(torch.stack([hard_loss(t, y), losses[:, 0]], 1).detach())*losses).sum(1).mean()
+        return (
+            (phi(torch.stack([hard_loss(t, y), losses[:, 0]], 1).detach()) * losses).sum(1).mean()
+        )
+
     def step():
         nonlocal count, total
-        hyper = (unroll or unrolled)(s, lambda f: weighted(f(x)), lambda f: F.cross_entropy(f(x_val), y_val), list(phi.parameters()))
+        hyper = (unroll or unrolled)(
+            s,
+            lambda f: weighted(f(x)),
+            lambda f: F.cross_entropy(f(x_val), y_val),
+            list(phi.parameters()),
+        )
         total = hyper if total is None else [a + b for a, b in zip(total, hyper)]
         count += 1
         if count % k == 0:
-            for p, g in zip(phi.parameters(), total): p.grad = g
-            adam.step(); total = None
-        optimizer.zero_grad(); weighted(s(x)).backward(); optimizer.step()
+            for p, g in zip(phi.parameters(), total):
+                p.grad = g
+            adam.step()
+            total = None
+        optimizer.zero_grad()
+        weighted(s(x)).backward()
+        optimizer.step()
+
     return step
 
-def unrolled(student, inner, outer, phi, lr:float=.1):
+
+def unrolled(student, inner, outer, phi, lr: float = 0.1):
     "∇φ through one virtual step, by PyTorch alone."
     theta = dict(student.named_parameters())
     grads = torch.autograd.grad(inner(student), list(theta.values()), create_graph=True)
-    virtual = {n: p - lr*g for (n, p), g in zip(theta.items(), grads)}
+    virtual = {n: p - lr * g for (n, p), g in zip(theta.items(), grads)}
     return torch.autograd.grad(outer(lambda x: functional_call(student, virtual, (x,))), phi)
 
 # %% ../nbs/10_bench.ipynb #99cf895e
 def by_higher(student, inner, outer, phi):
     "∇φ by `higher`."
     import higher
-    with higher.innerloop_ctx(student, torch.optim.SGD(student.parameters(), lr=.1)) as (net, optimizer):
+
+    with higher.innerloop_ctx(student, torch.optim.SGD(student.parameters(), lr=0.1)) as (
+        net,
+        optimizer,
+    ):
         optimizer.step(inner(net))
         return torch.autograd.grad(outer(net), phi)
+
 
 def by_torchopt(student, inner, outer, phi):
     "∇φ by `torchopt`."
     import torchopt
-    before = torchopt.extract_state_dict(student, by='reference')
-    torchopt.MetaSGD(student, lr=.1).step(inner(student))
+
+    before = torchopt.extract_state_dict(student, by="reference")
+    torchopt.MetaSGD(student, lr=0.1).step(inner(student))
     grads = torch.autograd.grad(outer(student), phi)
     torchopt.recover_state_dict(student, before)
     return grads
 
 # %% ../nbs/10_bench.ipynb #1ddd13ac
-def peak_mib(make:str, # name of a function of this module that returns a step (or a workshop and a step)
-             steps:int=1, # calls to watch
-             **kwargs # its arguments, plain values; `method`: 'kd' or 'bikd', `k`
-            )->float|None:
+def peak_mib(
+    make: str,  # name of a function of this module that returns a step (or a workshop and a step)
+    steps: int = 1,  # calls to watch
+    **kwargs,  # its arguments, plain values; `method`: 'kd' or 'bikd', `k`
+) -> float | None:
     "Peak memory of a contestant, in MiB above its resting level, measured in a process of its own."
-    if not Path('/proc/self/clear_refs').exists(): return None
-    environment = os.environ | dict(MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536')
-    code = f'import json, bikd.bench as b; print(b._watch({make!r}, {steps}, json.loads({json.dumps(json.dumps(kwargs))})))'
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=environment, capture_output=True, text=True)
-    if out.returncode: raise RuntimeError(f'measuring {make} failed:\n{out.stderr}')
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    environment = os.environ | dict(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
+    code = f"import json, bikd.bench as b; print(b._watch({make!r}, {steps}, json.loads({json.dumps(json.dumps(kwargs))})))"
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if out.returncode:
+        raise RuntimeError(f"measuring {make} failed:\n{out.stderr}")
     return float(out.stdout.split()[-1])
 
-def _watch(make:str, steps:int, kwargs:dict)->float:
-    if 'method' in kwargs: kwargs['method'] = KD() if kwargs['method'] == 'kd' else BiKD(k=kwargs.pop('k', 5), update_rule='count_then_test')
+
+def _watch(make: str, steps: int, kwargs: dict) -> float:
+    if "method" in kwargs:
+        kwargs["method"] = (
+            KD()
+            if kwargs["method"] == "kd"
+            else BiKD(k=kwargs.pop("k", 5), update_rule="count_then_test")
+        )
     work = globals()[make](**kwargs)
     work = work[-1] if isinstance(work, tuple) else work
-    work(); gc.collect()
-    if torch.device(kwargs.get('device', 'cpu')).type == 'cuda':
-        rest = torch.cuda.memory_allocated(); torch.cuda.reset_peak_memory_stats()
-        for _ in range(steps): work()
-        return (torch.cuda.max_memory_allocated() - rest)/2**20
-    status = lambda key: int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])/1024
-    rest = status('VmRSS'); Path('/proc/self/clear_refs').write_text('5') # forget the peak so far
-    for _ in range(steps): work()
-    return status('VmHWM') - rest
+    work()
+    gc.collect()
+    if torch.device(kwargs.get("device", "cpu")).type == "cuda":
+        rest = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(steps):
+            work()
+        return (torch.cuda.max_memory_allocated() - rest) / 2**20
+    status = lambda key: (
+        int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) / 1024
+    )
+    rest = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    for _ in range(steps):
+        work()
+    return status("VmHWM") - rest
 
-def hold(mib:int)->Callable: "A contestant that uses so much memory, for a moment."; return lambda: torch.ones(mib*2**18).sum()
+
+def hold(mib: int) -> Callable:
+    "A contestant that uses so much memory, for a moment."
+    return lambda: torch.ones(mib * 2**18).sum()

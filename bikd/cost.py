@@ -20,93 +20,200 @@ from .runs import RunConfig
 from .training import Teacher, set_up, train_epoch
 
 # %% ../nbs/12_cost.ipynb #03851e0c
-def new_answers(n:int, # training images
-                views:int, # V, of each
-                epochs:int # E
-               )->float: # expected number of different (image, view) pairs in so many epochs
+def new_answers(
+    n: int,  # training images
+    views: int,  # V, of each
+    epochs: int,  # E
+) -> float:  # expected number of different (image, view) pairs in so many epochs
     "How often a teacher with an empty memo is asked something new."
-    return n*views*(1 - (1 - 1/views)**epochs)
+    return n * views * (1 - (1 - 1 / views) ** epochs)
 
 # %% ../nbs/12_cost.ipynb #7bd9f1b6
 @dataclass(frozen=True)
 class Rates:
     "Seconds on this machine."
-    step: float # a training step, the teacher's answers given
-    look: float # the net's logits of one image, for evaluation
-    teacher: float # the teacher's logits of one image
-    params: int # of the net
 
-def kind(job:Job, jobs:dict[str, Job])->tuple: # runs of one kind have the same rates
+    step: float  # a training step, the teacher's answers given
+    look: float  # the net's logits of one image, for evaluation
+    teacher: float  # the teacher's logits of one image
+    params: int  # of the net
+
+
+def kind(
+    job: Job,
+    jobs: dict[str, Job],
+) -> tuple:  # runs of one kind have the same rates
     "What the speed of a run depends on."
     c = job.config
-    return c.dataset, c.method, str(c.settings), c.net, _teacher_net(job, jobs), c.protocol.batch_size, c.protocol.teacher_mode, c.protocol.precision
+    return (
+        c.dataset,
+        c.method,
+        str(c.settings),
+        c.net,
+        _teacher_net(job, jobs),
+        c.protocol.batch_size,
+        c.protocol.teacher_mode,
+        c.protocol.precision,
+    )
 
-def _teacher_net(job, jobs): return next((jobs[i].config.net for i in job.needs), None)
 
-def measure(job:Job, jobs:dict[str, Job], # of the graph
-            device='cpu', steps:int=5, rounds:int=3
-           )->Rates:
+def _teacher_net(job, jobs):
+    return next((jobs[i].config.net for i in job.needs), None)
+
+
+def measure(
+    job: Job,
+    jobs: dict[str, Job],  # of the graph
+    device="cpu",
+    steps: int = 5,
+    rounds: int = 3,
+) -> Rates:
     "Time a few steps of a run's real loop on made-up images."
     c, source = job.config, get_source(job.config.dataset)
-    images = made_up(steps*c.protocol.batch_size, source.n_classes, c.protocol.batch_size, source.size, source.channels)
-    net = lambda c: create_model(c.net, c.make_method().see(images).n_classes, source.channels, seed=0)
+    images = made_up(
+        steps * c.protocol.batch_size,
+        source.n_classes,
+        c.protocol.batch_size,
+        source.size,
+        source.channels,
+    )
+    net = lambda c: create_model(
+        c.net, c.make_method().see(images).n_classes, source.channels, seed=0
+    )
     teachers = [net(jobs[i].config) for i in job.needs]
     teacher = c.make_method().join(teachers, images) if teachers else None
     with tempfile.TemporaryDirectory() as memo:
-        shop = set_up(net(c), c.make_method(), images, c.protocol.model_copy(update=dict(lr=1e-4)), teacher, device=device, memo=memo)
-        sync = torch.cuda.synchronize if shop.device.type == 'cuda' else (lambda: None)
+        shop = set_up(
+            net(c),
+            c.make_method(),
+            images,
+            c.protocol.model_copy(update=dict(lr=1e-4)),
+            teacher,
+            device=device,
+            memo=memo,
+        )
+        sync = torch.cuda.synchronize if shop.device.type == "cuda" else (lambda: None)
         x, _ = next(shop.train.plain(200))
-        answers, looks = shop.teacher or Teacher(shop.student), Teacher(shop.student, low=c.protocol.low)
-        work = dict(step=lambda: train_epoch(shop, 0, lambda *a: None), look=lambda: looks(x), teacher=lambda: answers(x))
-        times = paired(work, rounds, warmup=1, steps=dict(step=len(shop.batches(0)), look=len(x), teacher=len(x)), sync=sync)
-    t = times.groupby('name').step_s.median()
-    return Rates(t['step'], t['look'], t['teacher'] if teachers else 0., count_params(shop.student))
+        answers, looks = (
+            shop.teacher or Teacher(shop.student),
+            Teacher(shop.student, low=c.protocol.low),
+        )
+        work = dict(
+            step=lambda: train_epoch(shop, 0, lambda *a: None),
+            look=lambda: looks(x),
+            teacher=lambda: answers(x),
+        )
+        times = paired(
+            work,
+            rounds,
+            warmup=1,
+            steps=dict(step=len(shop.batches(0)), look=len(x), teacher=len(x)),
+            sync=sync,
+        )
+    t = times.groupby("name").step_s.median()
+    return Rates(
+        t["step"], t["look"], t["teacher"] if teachers else 0.0, count_params(shop.student)
+    )
 
 # %% ../nbs/12_cost.ipynb #e2f1159a
-def sizes(config:RunConfig # of a run
-         )->tuple[int, int]: # training images; validation and test images
+def sizes(
+    config: RunConfig,  # of a run
+) -> tuple[int, int]:  # training images; validation and test images
     "How many images a run sees in an epoch."
     source = get_source(config.dataset)
-    def blank(counts): labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)); return Images(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+
+    def blank(counts):
+        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        return Images(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+
     C, n_val = source.n_classes, config.n_val or source.n_val
-    drawn = Split(source.name, config.rho, config.seed, blank(long_tailed_counts(source.n_max, C, config.rho)), blank([n_val]*C), blank([source.n_test//C]*C), Views(1))
+    drawn = Split(
+        source.name,
+        config.rho,
+        config.seed,
+        blank(long_tailed_counts(source.n_max, C, config.rho)),
+        blank([n_val] * C),
+        blank([source.n_test // C] * C),
+        Views(1),
+    )
     seen = config.make_method().see(drawn)
     return len(seen.train), len(seen.val) + len(seen.test)
 
 # %% ../nbs/12_cost.ipynb #736dee41
-def predict(jobs:dict[str, Job], # of a graph, teachers before students
-            rates:dict[tuple, Rates], # of each `kind`
-            overhead:float=15. # seconds per job around the training: starting Python and the kernel, drawing the page
-           )->pd.DataFrame: # a row per job: run, kind of work, seconds, disk
+def predict(
+    jobs: dict[str, Job],  # of a graph, teachers before students
+    rates: dict[tuple, Rates],  # of each `kind`
+    # seconds per job around the training: starting Python and the kernel, drawing the page
+    overhead: float = 15.0,
+) -> pd.DataFrame:  # a row per job: run, kind of work, seconds, disk
     "Time and disk of every run."
     rows, filled = [], set()
     for job in jobs.values():
         c, source, r = job.config, get_source(job.config.dataset), rates[kind(job, jobs)]
-        (n, looks), p, V = sizes(c), c.protocol, Views(source.size, source.pad, source.flip).n if c.protocol.augment else 1
-        memo = (*job.needs, p.teacher_mode, n) if job.needs and p.teacher_mode != 'train' else None # a teacher in training mode has none
-        first = memo is not None and memo not in filled; filled.add(memo)
-        answers = new_answers(n, V, p.epochs) if first else n*p.epochs if job.needs and memo is None else 0.
-        train = p.epochs*(math.ceil(n/p.batch_size)*r.step + looks*r.look) + answers*r.teacher
-        disk = 4*r.params/2**20 + .5 + (Table.size(n*V, source.n_classes)/2**20 if first else 0)
-        rows.append(dict(run=c.run_id, dataset=c.dataset, rho=c.rho, method=c.method, seed=c.seed, images=n, epochs=p.epochs, train_s=train, job_s=train + overhead, disk_mib=disk))
+        (n, looks), p, V = (
+            sizes(c),
+            c.protocol,
+            Views(source.size, source.pad, source.flip).n if c.protocol.augment else 1,
+        )
+        memo = (
+            (*job.needs, p.teacher_mode, n) if job.needs and p.teacher_mode != "train" else None
+        )  # a teacher in training mode has none
+        first = memo is not None and memo not in filled
+        filled.add(memo)
+        answers = (
+            new_answers(n, V, p.epochs)
+            if first
+            else n * p.epochs
+            if job.needs and memo is None
+            else 0.0
+        )
+        train = (
+            p.epochs * (math.ceil(n / p.batch_size) * r.step + looks * r.look) + answers * r.teacher
+        )
+        disk = (
+            4 * r.params / 2**20
+            + 0.5
+            + (Table.size(n * V, source.n_classes) / 2**20 if first else 0)
+        )
+        rows.append(
+            dict(
+                run=c.run_id,
+                dataset=c.dataset,
+                rho=c.rho,
+                method=c.method,
+                seed=c.seed,
+                images=n,
+                epochs=p.epochs,
+                train_s=train,
+                job_s=train + overhead,
+                disk_mib=disk,
+            )
+        )
     return pd.DataFrame(rows)
 
-def wall_clock(predicted:pd.DataFrame, # as `predict` gives
-               jobs:dict[str, Job], at_once:int # jobs at the same time
-              )->float: # seconds
+
+def wall_clock(
+    predicted: pd.DataFrame,  # as `predict` gives
+    jobs: dict[str, Job],
+    at_once: int,  # jobs at the same time
+) -> float:  # seconds
     "How long the graph takes: each job starts when its teacher is done and a place is free, teachers first."
-    seconds, done, free = predicted.set_index('run').job_s, {}, [0.]*at_once
+    seconds, done, free = predicted.set_index("run").job_s, {}, [0.0] * at_once
     for run in predicted.run:
         place = min(range(at_once), key=free.__getitem__)
-        free[place] = done[run] = max([free[place], *(done[n] for n in jobs[run].needs)]) + seconds[run]
+        free[place] = done[run] = (
+            max([free[place], *(done[n] for n in jobs[run].needs)]) + seconds[run]
+        )
     return max(free)
 
 # %% ../nbs/12_cost.ipynb #20241bad
-def compare(predicted:pd.DataFrame, # as `predict` gives
-            runs # finished `Run`s
-           )->pd.DataFrame: # predicted rows of finished runs, with `actual_s` and `off` = actual/predicted
+def compare(
+    predicted: pd.DataFrame,  # as `predict` gives
+    runs,  # finished `Run`s
+) -> pd.DataFrame:  # predicted rows of finished runs, with `actual_s` and `off` = actual/predicted
     "How far off the prediction was, run by run."
-    actual = {r.config.run_id: r.summary['train_time_s'] for r in runs}
+    actual = {r.config.run_id: r.summary["train_time_s"] for r in runs}
     out = predicted[predicted.run.isin(actual)].copy()
-    out['actual_s'] = out.run.map(actual); out['off'] = out.actual_s/out.train_s
+    out["actual_s"] = out.run.map(actual)
+    out["off"] = out.actual_s / out.train_s
     return out

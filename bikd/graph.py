@@ -16,129 +16,233 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .basics import PlainError
 from .methods import get_method
-from .runs import SETTINGS, Parameters, RunConfig, changes_for, find_run, make_plan, one_line, parse_changes
+from bikd.runs import (
+    SETTINGS,
+    Parameters,
+    RunConfig,
+    changes_for,
+    find_run,
+    make_plan,
+    one_line,
+    parse_changes,
+)
 
 # %% ../nbs/11_graph.ipynb #fd61325c
 @dataclass(frozen=True)
 class Job:
     "One run of the graph."
-    config: RunConfig # what is run
-    parameters: dict[str, Any] # of `run_experiment.ipynb`, those that differ from its defaults
+
+    config: RunConfig  # what is run
+    parameters: dict[str, Any]  # of `run_experiment.ipynb`, those that differ from its defaults
 
     @property
-    def run_id(self)->str: "Its folder's name."; return self.config.run_id
+    def run_id(self) -> str:
+        "Its folder's name."
+        return self.config.run_id
 
     @property
-    def needs(self)->list[str]: "Ids of the runs that must be finished before."; return list(self.config.teachers)
+    def needs(self) -> list[str]:
+        "Ids of the runs that must be finished before."
+        return list(self.config.teachers)
 
     @property
-    def arguments(self)->list[str]:
+    def arguments(self) -> list[str]:
         "What papermill is given."
-        return [a for name, value in self.parameters.items() for a in ('-p', name, str(value))]
+        return [a for name, value in self.parameters.items() for a in ("-p", name, str(value))]
 
 # %% ../nbs/11_graph.ipynb #e42377f6
 class GraphError(PlainError, ValueError):
     "The file of experiments cannot be meant."
 
+
 class Report(BaseModel):
     "A notebook that reads records: a table, a figure."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True)
-    notebook: str # path below the project
-    parameters: dict[str, Any] = {} # for papermill; '{runs_dir}' in a text stands for the graph's
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    notebook: str  # path below the project
+    # for papermill; '{runs_dir}' in a text stands for the graph's
+    parameters: dict[str, Any] = {}
+
 
 class Graph(BaseModel):
     "A file of `workflow/config`: experiments, reports, and what a job may use of a machine."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True)
-    runs_dir: str = Field(pattern=r'^[^{}]+$') # where the runs are kept, relative to the project
-    experiments: list[dict[str, Any]] = Field(min_length=1) # parameters of `run_experiment.ipynb`; a list means each of its members
-    reports: dict[Annotated[str, Field(pattern=r'^[\w-]+$')], Report] = {} # name -> notebook; one called provenance is made anyway
-    device: str = Field('cpu', pattern=r'^(cpu|cuda(:\d+)?|mps)$') # of all runs
-    data_dir: str|None = None
-    threads: int = Field(2, ge=1) # per job; part of what is run: other numbers of threads round differently
-    mem_mb: int = Field(4000, ge=1) # per job, for a cluster
-    minutes: int = Field(120, ge=1) # per job, for a cluster
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # where the runs are kept, relative to the project
+    runs_dir: str = Field(pattern=r"^[^{}]+$")
+    # parameters of `run_experiment.ipynb`; a list means each of its members
+    experiments: list[dict[str, Any]] = Field(min_length=1)
+    # name -> notebook; one called provenance is made anyway
+    reports: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Report] = {}
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|mps)$")  # of all runs
+    data_dir: str | None = None
+    # per job; part of what is run: other numbers of threads round differently
+    threads: int = Field(2, ge=1)
+    mem_mb: int = Field(4000, ge=1)  # per job, for a cluster
+    minutes: int = Field(120, ge=1)  # per job, for a cluster
 
     @property
-    def gpus(self)->int: "Per job."; return int(self.device.startswith('cuda'))
+    def gpus(self) -> int:
+        "Per job."
+        return int(self.device.startswith("cuda"))
 
-    def jobs(self)->dict[str, Job]: # run id -> job, teachers before students
+    def jobs(
+        self,
+    ) -> dict[str, Job]:  # run id -> job, teachers before students
         "All runs. `GraphError` for an experiment that cannot be run."
         found = {}
         for e in self.experiments:
-            if blank := [name for name, value in e.items() if value == []]: raise GraphError(f"experiment {e}: {blank[0]} is an empty list, which stands for no run at all.")
-            axes = [[(name, v) for v in (value if isinstance(value, list) else [value])] for name, value in e.items()]
+            if blank := [name for name, value in e.items() if value == []]:
+                raise GraphError(
+                    f"experiment {e}: {blank[0]} is an empty list, which stands for no run at all."
+                )
+            axes = [
+                [(name, v) for v in (value if isinstance(value, list) else [value])]
+                for name, value in e.items()
+            ]
             for values in itertools.product(*axes):
-                for job in _jobs(dict(values), self): found.setdefault(job.run_id, job)
+                for job in _jobs(dict(values), self):
+                    found.setdefault(job.run_id, job)
         return dict(sorted(found.items(), key=lambda item: bool(item[1].needs)))
 
 # %% ../nbs/11_graph.ipynb #9a7b1c02
-def _jobs(experiment:dict, graph:Graph)->list[Job]:
+def _jobs(experiment: dict, graph: Graph) -> list[Job]:
     "The jobs of one experiment without lists."
-    place = dict(runs_dir=graph.runs_dir) | ({} if graph.data_dir is None else dict(data_dir=graph.data_dir))
-    if taken := {'runs_dir', 'data_dir', 'device', 'seed', 'method'} & set(experiment):
-        raise GraphError(f"experiment {experiment}: {', '.join(sorted(taken))} cannot be given here; runs_dir, data_dir and device belong to the whole file, and the parameters are called seeds and methods.")
-    try: plan = make_plan(Parameters(**experiment | place)) # of the CPU: the machine that plans need not be the one that runs
-    except ValidationError as e: raise GraphError(f"experiment {experiment}: {one_line(e)}") from None
-    except (ValueError, OSError) as e: raise GraphError(f"experiment {experiment}: {e}") from None
-    one = lambda c: {k: v for k, v in experiment.items() if k != 'change' and _means_something(k, c.method)} | _change(experiment, c.method) | dict(methods=c.method, seeds=c.seed) | place
-    return [Job(c, one(c) | ({} if graph.device == 'cpu' else dict(device=graph.device))) for c in plan.configs]
+    place = dict(runs_dir=graph.runs_dir) | (
+        {} if graph.data_dir is None else dict(data_dir=graph.data_dir)
+    )
+    if taken := {"runs_dir", "data_dir", "device", "seed", "method"} & set(experiment):
+        raise GraphError(
+            f"experiment {experiment}: {', '.join(sorted(taken))} cannot be given here; runs_dir, data_dir and device belong to the whole file, and the parameters are called seeds and methods."
+        )
+    try:
+        plan = make_plan(
+            Parameters(**experiment | place)
+        )  # of the CPU: the machine that plans need not be the one that runs
+    except ValidationError as e:
+        raise GraphError(f"experiment {experiment}: {one_line(e)}") from None
+    except (ValueError, OSError) as e:
+        raise GraphError(f"experiment {experiment}: {e}") from None
+    one = lambda c: (
+        {k: v for k, v in experiment.items() if k != "change" and _means_something(k, c.method)}
+        | _change(experiment, c.method)
+        | dict(methods=c.method, seeds=c.seed)
+        | place
+    )
+    return [
+        Job(c, one(c) | ({} if graph.device == "cpu" else dict(device=graph.device)))
+        for c in plan.configs
+    ]
 
-def _means_something(name:str, method:str)->bool:
+
+def _means_something(name: str, method: str) -> bool:
     m = get_method(method)
-    return name in m.model_fields if name in SETTINGS else m.needs_teacher if name == 'teacher_mode' else True
+    return (
+        name in m.model_fields
+        if name in SETTINGS
+        else m.needs_teacher
+        if name == "teacher_mode"
+        else True
+    )
 
-def _change(experiment:dict, method:str)->dict:
+
+def _change(experiment: dict, method: str) -> dict:
     "The part of the parameter `change` that means something to a method."
-    changes, words = parse_changes(experiment.get('change')), (experiment.get('change') or '').split()
+    changes, words = (
+        parse_changes(experiment.get("change")),
+        (experiment.get("change") or "").split(),
+    )
     meant = {f for part in changes_for(method, changes) for f in part}
-    return dict(change=' '.join(w for w in words if w.partition('=')[0] in meant)) if meant else {}
+    return dict(change=" ".join(w for w in words if w.partition("=")[0] in meant)) if meant else {}
 
-def read_graph(values:dict # as YAML gives them
-              )->Graph:
+
+def read_graph(
+    values: dict,  # as YAML gives them
+) -> Graph:
     "The checked file; `GraphError` says what is wrong with it."
-    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values): raise GraphError(f"a mapping with runs_dir and experiments was expected, not {str(values)[:80]!r}.")
-    if 'provenance' in (values.get('reports') or ()): raise GraphError("a report called provenance is made anyway: give yours another name.")
-    try: return Graph(**values)
-    except ValidationError as e: raise GraphError(one_line(e)) from None
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise GraphError(
+            f"a mapping with runs_dir and experiments was expected, not {str(values)[:80]!r}."
+        )
+    if "provenance" in (values.get("reports") or ()):
+        raise GraphError("a report called provenance is made anyway: give yours another name.")
+    try:
+        return Graph(**values)
+    except ValidationError as e:
+        raise GraphError(one_line(e)) from None
 
 # %% ../nbs/11_graph.ipynb #ae84bc4c
-def why(notebook # path of an executed notebook
-       )->str|None: # one line; None if it went through
+def why(
+    notebook,  # path of an executed notebook
+) -> str | None:  # one line; None if it went through
     "What stopped a notebook."
-    if not Path(notebook).exists(): return 'never started'
+    if not Path(notebook).exists():
+        return "never started"
     try:
-        cells = json.loads(Path(notebook).read_text())['cells']
-        for out in (o for c in cells for o in c.get('outputs', [])):
-            if out.get('output_type') == 'error': return f"{out['ename']}: {out['evalue']}"[:300]
-        status = {c['metadata'].get('papermill', {}).get('status') for c in cells}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError): return 'the notebook cannot be read'
-    return None if status <= {'completed'} else 'killed, or its kernel died'
+        cells = json.loads(Path(notebook).read_text())["cells"]
+        for out in (o for c in cells for o in c.get("outputs", [])):
+            if out.get("output_type") == "error":
+                return f"{out['ename']}: {out['evalue']}"[:300]
+        status = {c["metadata"].get("papermill", {}).get("status") for c in cells}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return "the notebook cannot be read"
+    return None if status <= {"completed"} else "killed, or its kernel died"
 
-def failures(jobs:dict[str, Job], # of the graph
-             runs_dir, # where they are
-             notebook:str='run_experiment.ipynb' # name of the executed notebook in each run's folder
-            )->pd.DataFrame: # columns run, why
+
+def failures(
+    jobs: dict[str, Job],  # of the graph
+    runs_dir,  # where they are
+    notebook: str = "run_experiment.ipynb",  # name of the executed notebook in each run's folder
+) -> pd.DataFrame:  # columns run, why
     "The runs that are not finished, or not whole."
     missing = {}
     for i in jobs:
-        try: found, damage = find_run(runs_dir, i), None
-        except ValueError as e: found, damage = None, str(e)
-        if not found: missing[i] = damage
+        try:
+            found, damage = find_run(runs_dir, i), None
+        except ValueError as e:
+            found, damage = None, str(e)
+        if not found:
+            missing[i] = damage
+
     def reason(i):
         waits = [n for n in jobs[i].needs if n in missing]
-        return missing[i] or (f"waits for {', '.join(waits)}" if waits else why(Path(runs_dir)/i/notebook) or 'its record is gone')
-    return pd.DataFrame([dict(run=i, why=reason(i)) for i in missing], columns=['run', 'why'])
+        return missing[i] or (
+            f"waits for {', '.join(waits)}"
+            if waits
+            else why(Path(runs_dir) / i / notebook) or "its record is gone"
+        )
+
+    return pd.DataFrame([dict(run=i, why=reason(i)) for i in missing], columns=["run", "why"])
 
 # %% ../nbs/11_graph.ipynb #d49895c8
-def provenance(runs, # finished `Run`s
-               notebook:str='run_experiment.ipynb' # name of the executed notebook in each run's folder
-              )->pd.DataFrame: # a row per run
+def provenance(
+    runs,  # finished `Run`s
+    notebook: str = "run_experiment.ipynb",  # name of the executed notebook in each run's folder
+) -> pd.DataFrame:  # a row per run
     "What stands behind a cell (dataset, ρ, method): run, seed, config, split, machine, revision, time."
     rows = []
     for r in runs:
         c, s, env = r.config, r.summary, r.environment
-        rows.append(dict(dataset=c.dataset, rho=c.rho, method=c.method, preset=c.preset, net=c.net, seed=c.seed, last=s['test_acc_pct_last'], run=c.run_id, teacher=' '.join(c.teachers),
-                         split=s['split_hash'], seconds=s['train_time_s'], machine=(env['gpu'] or f"{env['cpu']}, {env['threads']} threads") + (f" (the last of {len(env['places'])} places)" if 'places' in env else ''), torch=env['torch'],
-                         revision=(env['git_revision'] or 'unknown')[:9] + (' + changes' if env['git_dirty'] else ''), finished=env['finished_at'],
-                         notebook=str(r.folder/notebook) if (r.folder/notebook).exists() else ''))
+        rows.append(
+            dict(
+                dataset=c.dataset,
+                rho=c.rho,
+                method=c.method,
+                preset=c.preset,
+                net=c.net,
+                seed=c.seed,
+                last=s["test_acc_pct_last"],
+                run=c.run_id,
+                teacher=" ".join(c.teachers),
+                split=s["split_hash"],
+                seconds=s["train_time_s"],
+                machine=(env["gpu"] or f"{env['cpu']}, {env['threads']} threads")
+                + (f" (the last of {len(env['places'])} places)" if "places" in env else ""),
+                torch=env["torch"],
+                revision=(env["git_revision"] or "unknown")[:9]
+                + (" + changes" if env["git_dirty"] else ""),
+                finished=env["finished_at"],
+                notebook=str(r.folder / notebook) if (r.folder / notebook).exists() else "",
+            )
+        )
     return pd.DataFrame(rows)

@@ -20,138 +20,218 @@ from .losses import hard_loss, soft_loss
 from .tangent import Tape, autocast
 
 # %% ../nbs/04_hypergradient.ipynb #e4604651
-def trainable(student:nn.Module # any module
-             )->dict[str, Tensor]: # θ: name -> detached parameter, sharing its memory
+def trainable(
+    student: nn.Module,  # any module
+) -> dict[str, Tensor]:  # θ: name -> detached parameter, sharing its memory
     "The parameters that training moves. `ValueError` where there are none."
     theta = {n: p.detach() for n, p in student.named_parameters() if p.requires_grad}
-    if not theta: raise ValueError(f"{type(student).__name__} has no parameter that requires a gradient: there is nothing to train.")
+    if not theta:
+        raise ValueError(
+            f"{type(student).__name__} has no parameter that requires a gradient: there is nothing to train."
+        )
     return theta
+
 
 class Noise:
     "The random state of a moment (CPU, and `device` if it is a GPU), to be replayed by `with noise():`."
-    def __init__(self, device='cpu'):
-        self.devices = [torch.device(device)] if torch.device(device).type == 'cuda' else []
+
+    def __init__(self, device="cpu"):
+        self.devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
         self.states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
 
     @contextmanager
     def __call__(self):
         with torch.random.fork_rng(devices=self.devices):
             torch.set_rng_state(self.states[0])
-            for d, s in zip(self.devices, self.states[1:]): torch.cuda.set_rng_state(s, d)
+            for d, s in zip(self.devices, self.states[1:]):
+                torch.cuda.set_rng_state(s, d)
             yield
 
-def trial(student:nn.Module, # any module, in the mode it is in
-          params:dict[str, Tensor], # θ or θ′; parameters left out keep their values
-          x:Tensor, # inputs `(B, ...)`
-          noise:Noise|None=None, # random state to replay
-          tape:Tape|None=None, # for a forward-mode pass: what the student recorded at the same parameters, inputs and noise
-          low:torch.dtype|None=None # run under autocast to this dtype; logits come back as float32
-         )->Tensor: # logits `(B, C)`
+
+def trial(
+    student: nn.Module,  # any module, in the mode it is in
+    params: dict[str, Tensor],  # θ or θ′; parameters left out keep their values
+    x: Tensor,  # inputs `(B, ...)`
+    noise: Noise | None = None,  # random state to replay
+    # for a forward-mode pass: what the student recorded at the same parameters, inputs and noise
+    tape: Tape | None = None,
+    low: torch.dtype | None = None,  # run under autocast to this dtype; logits come back as float32
+) -> Tensor:  # logits `(B, C)`
     "The student's output at `params`, leaving its parameters and buffers as they are."
     state = {**params, **{n: b.clone() for n, b in student.named_buffers()}}
-    with noise() if noise else nullcontext(), tape.push() if tape else nullcontext(), sdpa_kernel(SDPBackend.MATH), autocast(x, low):
+    with (
+        noise() if noise else nullcontext(),
+        tape.push() if tape else nullcontext(),
+        sdpa_kernel(SDPBackend.MATH),
+        autocast(x, low),
+    ):
         logits = functional_call(student, state, (x,))
     return logits.float() if low else logits
 
 # %% ../nbs/04_hypergradient.ipynb #1a5c36fe
-def jvp(losses:Callable, # θ -> `(B, K)`
-        theta:dict[str, Tensor], # where
-        v:dict[str, Tensor] # along what, the same names and shapes
-       )->Tensor: # `(B, K)`: <v, gradient of each loss>
+def jvp(
+    losses: Callable,  # θ -> `(B, K)`
+    theta: dict[str, Tensor],  # where
+    v: dict[str, Tensor],  # along what, the same names and shapes
+) -> Tensor:  # `(B, K)`: <v, gradient of each loss>
     "Forward-mode derivative of `losses` at `theta` along `v`; exact, without a graph."
     with warnings.catch_warnings(), torch.no_grad(), fwAD.dual_level():
-        warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # PyTorch's own decompositions still use torch.jit
-        try: out = losses({n: fwAD.make_dual(p, v[n]) for n, p in theta.items()})
+        warnings.filterwarnings(
+            "ignore", category=FutureWarning, module="torch"
+        )  # PyTorch's own decompositions still use torch.jit
+        try:
+            out = losses({n: fwAD.make_dual(p, v[n]) for n, p in theta.items()})
         except NotImplementedError as e:
-            raise NotImplementedError(f"the student has a layer without a forward-mode derivative ({e}); use estimator='double_backward', or 'finite_difference'.") from e
+            raise NotImplementedError(
+                f"the student has a layer without a forward-mode derivative ({e}); use estimator='double_backward', or 'finite_difference'."
+            ) from e
         primal, tangent = fwAD.unpack_dual(out)
         return torch.zeros_like(primal) if tangent is None else tangent
 
-def central_difference(losses:Callable, theta:dict[str, Tensor], v:dict[str, Tensor], # as `jvp`
-                       radius:float|None=None # how far to go to both sides, > 0; default: cube root of the machine epsilon
-                      )->Tensor: # `(B, K)`
+
+def central_difference(
+    losses: Callable,
+    theta: dict[str, Tensor],
+    v: dict[str, Tensor],  # as `jvp`
+    # how far to go to both sides, > 0; default: cube root of the machine epsilon
+    radius: float | None = None,
+) -> Tensor:  # `(B, K)`
     "`jvp` by two forwards; approximate."
     norm = torch.stack([t.norm() for t in v.values()]).norm()
-    if norm == 0: return torch.zeros_like(losses(theta))
-    eps = (radius or torch.finfo(norm.dtype).eps**(1/3))/norm
+    if norm == 0:
+        return torch.zeros_like(losses(theta))
+    eps = (radius or torch.finfo(norm.dtype).eps ** (1 / 3)) / norm
     with torch.no_grad():
-        ahead, behind = (losses({n: p + e*v[n] for n, p in theta.items()}) for e in (eps, -eps))
-    return (ahead - behind)/(2*eps)
+        ahead, behind = (losses({n: p + e * v[n] for n, p in theta.items()}) for e in (eps, -eps))
+    return (ahead - behind) / (2 * eps)
 
 # %% ../nbs/04_hypergradient.ipynb #999fcb99
-FORWARD_MODE = {'jvp': None, 'jvp_bf16': torch.bfloat16} # estimator -> dtype of its products; None: the student's
-ESTIMATORS = (*FORWARD_MODE, 'double_backward', 'finite_difference')
+FORWARD_MODE = {
+    "jvp": None,
+    "jvp_bf16": torch.bfloat16,
+}  # estimator -> dtype of its products; None: the student's
+ESTIMATORS = (*FORWARD_MODE, "double_backward", "finite_difference")
 
-def train_gradient(losses:Tensor, # `(B, K)`, with a graph
-                   w:Tensor, # weights `(B, K)`; detached here unless `create_graph`
-                   params, # what to differentiate for: tensors of the graph
-                   create_graph:bool=False
-                  )->tuple[Tensor, ...]: # one per parameter
+
+def train_gradient(
+    losses: Tensor,  # `(B, K)`, with a graph
+    w: Tensor,  # weights `(B, K)`; detached here unless `create_graph`
+    params,  # what to differentiate for: tensors of the graph
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:  # one per parameter
     "∇θ of Eq. 1: the mean over samples of the weighted sum of losses."
-    if w.shape != losses.shape: raise ValueError(f"weights {tuple(w.shape)} and losses {tuple(losses.shape)} differ in shape: one weight for each loss of each sample, (B, K), was expected.")
-    loss = ((w if create_graph else w.detach())*losses).sum(1).mean()
-    return torch.autograd.grad(loss, tuple(params), create_graph=create_graph, materialize_grads=True)
+    if w.shape != losses.shape:
+        raise ValueError(
+            f"weights {tuple(w.shape)} and losses {tuple(losses.shape)} differ in shape: one weight for each loss of each sample, (B, K), was expected."
+        )
+    loss = ((w if create_graph else w.detach()) * losses).sum(1).mean()
+    return torch.autograd.grad(
+        loss, tuple(params), create_graph=create_graph, materialize_grads=True
+    )
 
-def weight_gradient(losses:Callable, # θ -> per-sample training losses `(B, K)`
-                    val_loss:Callable, # θ -> validation loss, a scalar
-                    theta:dict[str, Tensor], # the student's parameters, detached
-                    w:Tensor, # weights of the virtual step `(B, K)`
-                    lr:float, # η of the virtual step, > 0
-                    estimator:str='jvp', # one of `ESTIMATORS`
-                    grads:tuple|None=None, # ∇θ L_train at (θ, w), if known
-                    drift:tuple|None=None # what momentum and weight decay add to it, per parameter
-                   )->tuple[Tensor, Tensor]: # ∂L_val/∂w `(B, K)`, and L_val at the virtual student
+
+def weight_gradient(
+    losses: Callable,  # θ -> per-sample training losses `(B, K)`
+    val_loss: Callable,  # θ -> validation loss, a scalar
+    theta: dict[str, Tensor],  # the student's parameters, detached
+    w: Tensor,  # weights of the virtual step `(B, K)`
+    lr: float,  # η of the virtual step, > 0
+    estimator: str = "jvp",  # one of `ESTIMATORS`
+    grads: tuple | None = None,  # ∇θ L_train at (θ, w), if known
+    drift: tuple | None = None,  # what momentum and weight decay add to it, per parameter
+) -> tuple[Tensor, Tensor]:  # ∂L_val/∂w `(B, K)`, and L_val at the virtual student
     "∂L_val(θ′)/∂w_ij = -(η/B)·<g_val, ∇θ ℓ_ij> (Eq. 6 and appendix), by one of four estimators."
-    if estimator not in ESTIMATORS: raise ValueError(f"estimator={estimator!r} is unknown; there are: {', '.join(ESTIMATORS)}.")
-    if not 0 < lr < float('inf'): raise ValueError(f"lr={lr}: the virtual step needs a finite learning rate above 0, or the hypergradient is zero.")
-    if w.ndim != 2 or w.is_complex(): raise ValueError(f"weights have shape {tuple(w.shape)}; expected (B, K), one for each loss of each sample.")
-    for name, given in (('grads', grads), ('drift', drift)):
-        if given is not None and [g.shape for g in given] != [p.shape for p in theta.values()]: raise ValueError(f"{name} have shapes {[tuple(g.shape) for g in given]}; expected those of theta, {[tuple(p.shape) for p in theta.values()]}.")
-    unroll = estimator == 'double_backward'
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator={estimator!r} is unknown; there are: {', '.join(ESTIMATORS)}.")
+    if not 0 < lr < float("inf"):
+        raise ValueError(
+            f"lr={lr}: the virtual step needs a finite learning rate above 0, or the hypergradient is zero."
+        )
+    if w.ndim != 2 or w.is_complex():
+        raise ValueError(
+            f"weights have shape {tuple(w.shape)}; expected (B, K), one for each loss of each sample."
+        )
+    for name, given in (("grads", grads), ("drift", drift)):
+        if given is not None and [g.shape for g in given] != [p.shape for p in theta.values()]:
+            raise ValueError(
+                f"{name} have shapes {[tuple(g.shape) for g in given]}; expected those of theta, {[tuple(p.shape) for p in theta.values()]}."
+            )
+    unroll = estimator == "double_backward"
     w = w.detach().requires_grad_(unroll)
     if unroll or grads is None:
         theta = {n: p.detach().requires_grad_() for n, p in theta.items()}
         grads = train_gradient(losses(theta), w, theta.values(), create_graph=unroll)
     step = grads if drift is None else [g + d for g, d in zip(grads, drift)]
-    virtual = {n: p - lr*s for (n, p), s in zip(theta.items(), step)}                    # Alg. 1, line 8
+    virtual = {n: p - lr * s for (n, p), s in zip(theta.items(), step)}  # Alg. 1, line 8
     if unroll:
         loss = val_loss(virtual)
         return torch.autograd.grad(loss, w, materialize_grads=True)[0], loss.detach()
     virtual = {n: p.detach().requires_grad_() for n, p in virtual.items()}
-    loss = val_loss(virtual)                                                             # line 10
+    loss = val_loss(virtual)  # line 10
     g_val = torch.autograd.grad(loss, tuple(virtual.values()), materialize_grads=True)
-    slope = (jvp if estimator in FORWARD_MODE else central_difference)(losses, {n: p.detach() for n, p in theta.items()}, dict(zip(theta, g_val)))
-    if slope.shape != w.shape: raise ValueError(f"weights {tuple(w.shape)} and losses {tuple(slope.shape)} differ in shape.")
-    return -lr/len(w)*slope, loss.detach()
+    slope = (jvp if estimator in FORWARD_MODE else central_difference)(
+        losses, {n: p.detach() for n, p in theta.items()}, dict(zip(theta, g_val))
+    )
+    if slope.shape != w.shape:
+        raise ValueError(
+            f"weights {tuple(w.shape)} and losses {tuple(slope.shape)} differ in shape."
+        )
+    return -lr / len(w) * slope, loss.detach()
 
 # %% ../nbs/04_hypergradient.ipynb #16fbed67
-def hypergradient(student:nn.Module, # θ, in train mode for BatchNorm as in training
-                  weight_net:nn.Module, # f_φ: (CE_teacher, CE_student) `(B, 2)` -> weights `(B, 2)`
-                  x:Tensor, # training batch `(B, ...)`
-                  y:Tensor, # its labels, int64 `(B,)`
-                  teacher_logits:Tensor, # `(B, C)`
-                  x_val:Tensor, # validation batch
-                  y_val:Tensor, # its labels
-                  *, lr:float, # η of the virtual step, > 0
-                  temperature:float, # τ of the soft loss, > 0
-                  estimator:str='jvp' # 'jvp' (exact), 'jvp_bf16', 'double_backward' (the oracle), 'finite_difference'
-                 )->tuple[Tensor, ...]: # ∂L_val/∂φ, one tensor per parameter of `weight_net`
+def hypergradient(
+    student: nn.Module,  # θ, in train mode for BatchNorm as in training
+    weight_net: nn.Module,  # f_φ: (CE_teacher, CE_student) `(B, 2)` -> weights `(B, 2)`
+    x: Tensor,  # training batch `(B, ...)`
+    y: Tensor,  # its labels, int64 `(B,)`
+    teacher_logits: Tensor,  # `(B, C)`
+    x_val: Tensor,  # validation batch
+    y_val: Tensor,  # its labels
+    *,
+    lr: float,  # η of the virtual step, > 0
+    temperature: float,  # τ of the soft loss, > 0
+    # 'jvp' (exact), 'jvp_bf16', 'double_backward' (the oracle), 'finite_difference'
+    estimator: str = "jvp",
+) -> tuple[Tensor, ...]:  # ∂L_val/∂φ, one tensor per parameter of `weight_net`
     """One-step hypergradient of the validation cross-entropy (Alg. 1, lines 5-11).
 
     The student's parameters, buffers and gradients are left untouched. `ValueError` for an unknown estimator, a learning rate of 0, mixed dtypes or a student without parameters;
     `NotImplementedError`, by PyTorch's forward mode, for a layer that has no such rule: use 'double_backward' then."""
-    if not len(x) or not len(x_val): raise ValueError(f"{len(x)} training and {len(x_val)} validation images: at least one of each is needed.")
-    kinds = {next(net.parameters(), x).dtype for net in (student, weight_net)} | {x.dtype, x_val.dtype, teacher_logits.dtype}
-    if len(kinds) > 1: raise ValueError(f"student, weight net, images and teacher logits have dtypes {', '.join(sorted(map(str, kinds)))}: one was expected for all.")
+    if not len(x) or not len(x_val):
+        raise ValueError(
+            f"{len(x)} training and {len(x_val)} validation images: at least one of each is needed."
+        )
+    kinds = {next(net.parameters(), x).dtype for net in (student, weight_net)} | {
+        x.dtype,
+        x_val.dtype,
+        teacher_logits.dtype,
+    }
+    if len(kinds) > 1:
+        raise ValueError(
+            f"student, weight net, images and teacher logits have dtypes {', '.join(sorted(map(str, kinds)))}: one was expected for all."
+        )
     noise = Noise(x.device)
-    both = lambda logits: torch.stack([hard_loss(logits, y), soft_loss(logits, teacher_logits, temperature)], 1)
+    both = lambda logits: torch.stack(
+        [hard_loss(logits, y), soft_loss(logits, teacher_logits, temperature)], 1
+    )
     theta = {n: p.requires_grad_() for n, p in trainable(student).items()}
     low = FORWARD_MODE.get(estimator)
     tape = Tape(low) if estimator in FORWARD_MODE else None
     losses = lambda params: both(trial(student, params, x, noise, tape))
-    with tape or nullcontext(): now = both(trial(student, theta, x, noise))
+    with tape or nullcontext():
+        now = both(trial(student, theta, x, noise))
     w = weight_net(torch.stack([hard_loss(teacher_logits, y), now[:, 0]], 1).detach())
-    if w.shape != now.shape or not w.requires_grad: raise ValueError(f"the weight net returns {tuple(w.shape)}{'' if w.requires_grad else ' and has nothing to learn with'}; expected weights {tuple(now.shape)}, with a gradient to its parameters.")
-    g_w, _ = weight_gradient(losses, lambda params: hard_loss(trial(student, params, x_val, low=low), y_val).mean(), theta, w, lr,
-                             estimator, grads=train_gradient(now, w, theta.values()))
+    if w.shape != now.shape or not w.requires_grad:
+        raise ValueError(
+            f"the weight net returns {tuple(w.shape)}{'' if w.requires_grad else ' and has nothing to learn with'}; expected weights {tuple(now.shape)}, with a gradient to its parameters."
+        )
+    g_w, _ = weight_gradient(
+        losses,
+        lambda params: hard_loss(trial(student, params, x_val, low=low), y_val).mean(),
+        theta,
+        w,
+        lr,
+        estimator,
+        grads=train_gradient(now, w, theta.values()),
+    )
     return torch.autograd.grad(w, tuple(weight_net.parameters()), g_w)

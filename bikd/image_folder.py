@@ -39,7 +39,9 @@ class Listing(NamedTuple):
         return [os.stat(self.folder / f).st_size for f in self.files]
 
     @property
-    def names_and_sizes(self) -> str:  # SHA-256, hex
+    def names_and_sizes(
+        self,
+    ) -> str:  # SHA-256, hex
         "A hash that changes when a file is added, removed, renamed or gets another size."
         lines = (f"{name} {size}\n" for name, size in zip(self.files, self.sizes()))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -116,7 +118,10 @@ class ImageSet(NamedTuple):
     contents: str  # SHA-256 over the files, hex
     decoder: str  # see `decoder_name`
 
-    def part(self, name: str) -> tuple[Tensor, Tensor]:  # pixels `(n, 3, H, W)` and labels `(n,)`
+    def part(
+        self,
+        name: str,
+    ) -> tuple[Tensor, Tensor]:  # pixels `(n, 3, H, W)` and labels `(n,)`
         "The images of one part, channels first, contiguous."
         where = self.parts[name]
         return self.pixels[where].permute(0, 3, 1, 2).contiguous(), self.labels[where]

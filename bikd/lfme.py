@@ -20,142 +20,205 @@ from .losses import hard_loss, soft_loss
 from .methods import CE, Method, Setting, fixed, register
 
 # %% ../nbs/05d_lfme.ipynb #010a5143
-PARTS = ('head', 'medium', 'tail')
+PARTS = ("head", "medium", "tail")
 
-def only(images:Images,
-         classes:list[int] # in increasing order
-        )->Images:
+
+def only(
+    images: Images,
+    classes: list[int],  # in increasing order
+) -> Images:
     "Images of these classes, with labels 0, 1, ... in their order."
     classes = torch.tensor(classes)
     kept = images.take(torch.nonzero(torch.isin(images.labels, classes))[:, 0])
     return Images(kept.pixels, torch.searchsorted(classes, kept.labels))
 
+
 class Expert(CE):
     "CE on one of three groups of classes, among themselves: a teacher of LFME."
-    big = True; needs = frozenset({'groups', 'counts'})
-    group: ClassVar[int] # place in `PARTS`
 
-    def see(self, split:Split)->Split:
+    big = True
+    needs = frozenset({"groups", "counts"})
+    group: ClassVar[int]  # place in `PARTS`
+
+    def see(self, split: Split) -> Split:
         classes = thirds(split.n_per_class)[self.group]
-        return replace(split, train=only(split.train, classes), val=only(split.val, classes), test=only(split.test, classes))
+        return replace(
+            split,
+            train=only(split.train, classes),
+            val=only(split.val, classes),
+            test=only(split.test, classes),
+        )
+
 
 @register
 class HeadExpert(Expert):
     "The head's."
-    name, group = 'expert_head', 0
+
+    name, group = "expert_head", 0
+
 
 @register
 class MediumExpert(Expert):
     "The medium classes'."
-    name, group = 'expert_medium', 1
+
+    name, group = "expert_medium", 1
+
 
 @register
 class TailExpert(Expert):
     "The tail's."
-    name, group = 'expert_tail', 2
+
+    name, group = "expert_tail", 2
+
 
 class Experts(nn.Module):
     "Three nets as one: `(B, ...)` to logits `(B, C)`, each class answered by its group's expert."
-    def __init__(self, nets:list[nn.Module], groups:list[list[int]]):
+
+    def __init__(self, nets: list[nn.Module], groups: list[list[int]]):
         super().__init__()
         self.nets = nn.ModuleList(nets)
-        self.register_buffer('place', torch.tensor([c for g in groups for c in g]).argsort(), persistent=False)
-    def forward(self, x:Tensor)->Tensor: return torch.cat([net(x) for net in self.nets], 1)[:, self.place]
+        self.register_buffer(
+            "place", torch.tensor([c for g in groups for c in g]).argsort(), persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([net(x) for net in self.nets], 1)[:, self.place]
 
 # %% ../nbs/05d_lfme.ipynb #d47b86ad
-def own_accuracy(logits:Tensor, # the experts', `(N, C)`
-                 labels:Tensor, # `(N,)`, on the CPU as they are
-                 group:list[int] # classes
-                )->float: # A_E, in [0, 1]
+def own_accuracy(
+    logits: Tensor,  # the experts', `(N, C)`
+    labels: Tensor,  # `(N,)`, on the CPU as they are
+    group: list[int],  # classes
+) -> float:  # A_E, in [0, 1]
     "How often an expert is right about images of its group, among its own classes."
     classes = torch.tensor(group)
     here = torch.isin(labels, classes)
     return (classes[logits[here][:, group].argmax(1)] == labels[here]).double().mean().item()
 
-def selection(expert:float, # A_E, accuracy in [0, 1]
-              student:float, # A_M
-              a:float=.3 # up to this share of A_E the expert is heard fully
-             )->float: # ω in [0, 1]
+
+def selection(
+    expert: float,  # A_E, accuracy in [0, 1]
+    student: float,  # A_M
+    a: float = 0.3,  # up to this share of A_E the expert is heard fully
+) -> float:  # ω in [0, 1]
     "How much an expert is heard."
-    return 1. if student < a*expert else max((expert - student)/(expert*(1 - a)), 0.) if expert else 0.
+    return (
+        1.0
+        if student < a * expert
+        else max((expert - student) / (expert * (1 - a)), 0.0)
+        if expert
+        else 0.0
+    )
 
 # %% ../nbs/05d_lfme.ipynb #4bec7e43
-def easiness(logits:Tensor, # the experts' `(N, C)`, un-augmented training images
-             labels:Tensor, # `(N,)`
-             groups:list[list[int]], n_per_class # training images per class
-            )->Tensor: # v_i0 `(N,)`, in (0, 1]
+def easiness(
+    logits: Tensor,  # the experts' `(N, C)`, un-augmented training images
+    labels: Tensor,  # `(N,)`
+    groups: list[list[int]],
+    n_per_class,  # training images per class
+) -> Tensor:  # v_i0 `(N,)`, in (0, 1]
     "Where each image starts in the curriculum."
     n = torch.as_tensor(n_per_class, dtype=logits.dtype)
     v = torch.ones(len(labels), dtype=logits.dtype, device=logits.device)
     for g in groups:
-        floor = n[groups[-1]].mean()/n[g].mean()
+        floor = n[groups[-1]].mean() / n[g].mean()
         for j, c in enumerate(g):
             here = labels == c
             p = logits[here][:, g].softmax(1)[:, j]
-            if len(p) and p.max() > p.min(): v[here] = floor + (1 - floor)*(p - p.min())/(p.max() - p.min())
+            if len(p) and p.max() > p.min():
+                v[here] = floor + (1 - floor) * (p - p.min()) / (p.max() - p.min())
     return v
 
-def curriculum(v0:Tensor, # `(N,)`
-               epoch:int, epochs:int, # counted from 0; in all
-               cut:bool=True # at 1
-              )->Tensor: # `(N,)`
+
+def curriculum(
+    v0: Tensor,  # `(N,)`
+    epoch: int,
+    epochs: int,  # counted from 0; in all
+    cut: bool = True,  # at 1
+) -> Tensor:  # `(N,)`
     "How much each image counts in an epoch."
-    v = v0 + (1 - v0)*(epoch + 1)/(epochs/2)
+    v = v0 + (1 - v0) * (epoch + 1) / (epochs / 2)
     return v.clamp(max=1) if cut else v
 
 # %% ../nbs/05d_lfme.ipynb #e9b72d94
 @register
 class LFME(Method):
     "Learning from multiple experts (Xiang et al. 2020)."
-    name = 'lfme'; terms = ('hard', *PARTS); needs_teacher = True; sampler = 'class_aware'; needs = frozenset({'groups', 'counts'}); from_val = 'how much each expert is heard'
-    presets = {'original': dict(temperature=2., curriculum='logits')}
-    recipes = {'original': dict(batch_size=256, decay_at=(50/90, 80/90))}
-    temperature: float = Field(4., gt=0, le=1e4) # τ; the original's is 2
-    hear_up_to: float = Field(.3, ge=0, lt=1) # a
-    curriculum: Literal['losses', 'logits'] = 'losses' # what v_i multiplies
+
+    name = "lfme"
+    terms = ("hard", *PARTS)
+    needs_teacher = True
+    sampler = "class_aware"
+    needs = frozenset({"groups", "counts"})
+    from_val = "how much each expert is heard"
+    presets = {"original": dict(temperature=2.0, curriculum="logits")}
+    recipes = {"original": dict(batch_size=256, decay_at=(50 / 90, 80 / 90))}
+    temperature: float = Field(4.0, gt=0, le=1e4)  # τ; the original's is 2
+    hear_up_to: float = Field(0.3, ge=0, lt=1)  # a
+    curriculum: Literal["losses", "logits"] = "losses"  # what v_i multiplies
     _groups: list = PrivateAttr(None)
-    _expert: list[float] = PrivateAttr(None) # A_E
-    _student: list[float] = PrivateAttr(None) # A_M
+    _expert: list[float] = PrivateAttr(None)  # A_E
+    _student: list[float] = PrivateAttr(None)  # A_M
     _v0: Tensor = PrivateAttr(None)
     _v: Tensor = PrivateAttr(None)
     _epochs: int = PrivateAttr(0)
 
     @property
-    def taught_by(self): return tuple(f'expert_{g}' for g in PARTS)
-    def join(self, nets, split): return Experts(nets, thirds(split.n_per_class))
+    def taught_by(self):
+        return tuple(f"expert_{g}" for g in PARTS)
 
-    def begin(self, setting:Setting):
+    def join(self, nets, split):
+        return Experts(nets, thirds(split.n_per_class))
+
+    def begin(self, setting: Setting):
         self._groups, self._epochs = thirds(setting.n_per_class), setting.epochs
-        logits, labels = (t.cpu() for t in setting.teacher('val'))
+        logits, labels = (t.cpu() for t in setting.teacher("val"))
         self._expert = [own_accuracy(logits, labels, g) for g in self._groups]
-        self._student = [0.]*len(self._groups)
-        self._v0 = easiness(*setting.teacher('train'), self._groups, setting.n_per_class)
+        self._student = [0.0] * len(self._groups)
+        self._v0 = easiness(*setting.teacher("train"), self._groups, setting.n_per_class)
 
-    def begin_epoch(self, epoch, decays): self._v = curriculum(self._v0, epoch, self._epochs, cut=self.curriculum == 'losses')
+    def begin_epoch(self, epoch, decays):
+        self._v = curriculum(self._v0, epoch, self._epochs, cut=self.curriculum == "losses")
 
     def after_epoch(self, logits, labels):
         "A_M: the student's mean accuracy per class of each group, among all classes."
-        labels = labels.cpu(); right = logits.argmax(1).cpu() == labels
-        self._student = [sum(right[labels == c].double().mean().item() for c in g)/len(g) for g in self._groups]
+        labels = labels.cpu()
+        right = logits.argmax(1).cpu() == labels
+        self._student = [
+            sum(right[labels == c].double().mean().item() for c in g) / len(g) for g in self._groups
+        ]
 
     @property
-    def heard(self)->list[float]: "ω of each group."; return [selection(e, s, self.hear_up_to) for e, s in zip(self._expert, self._student)]
+    def heard(self) -> list[float]:
+        "ω of each group."
+        return [selection(e, s, self.hear_up_to) for e, s in zip(self._expert, self._student)]
 
     def losses(self, step):
-        s = step.logits*self._v[step.ids, None] if self.curriculum == 'logits' else step.logits
-        parts = [soft_loss(s[:, g], step.teacher_logits[:, g], self.temperature)/self.temperature**2 for g in self._groups]
+        s = step.logits * self._v[step.ids, None] if self.curriculum == "logits" else step.logits
+        parts = [
+            soft_loss(s[:, g], step.teacher_logits[:, g], self.temperature) / self.temperature**2
+            for g in self._groups
+        ]
         return torch.stack([hard_loss(s, step.labels), *parts], 1)
 
     def weights(self, losses, step):
-        w = fixed(losses, 1., *self.heard)
-        return w*self._v[step.ids, None] if self.curriculum == 'losses' else w
+        w = fixed(losses, 1.0, *self.heard)
+        return w * self._v[step.ids, None] if self.curriculum == "losses" else w
 
-    def state(self): return dict(student=self._student)
-    def load_state(self, state): self._student = state['student']
-    def report(self): return {f'heard_{g}': h for g, h in zip(PARTS, self.heard)}
+    def state(self):
+        return dict(student=self._student)
+
+    def load_state(self, state):
+        self._student = state["student"]
+
+    def report(self):
+        return {f"heard_{g}": h for g, h in zip(PARTS, self.heard)}
 
 # %% ../nbs/05d_lfme.ipynb #9f5cdd2a
 @register
 class ClassAwareCE(CE):
     "CE on class-balanced batches: LFME's sampler and nothing else."
-    name = 'ce_balanced'; sampler = 'class_aware'; needs = frozenset({'counts'})
+
+    name = "ce_balanced"
+    sampler = "class_aware"
+    needs = frozenset({"counts"})

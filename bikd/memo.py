@@ -16,143 +16,246 @@ from torch import Tensor, nn
 from .data import Gallery
 
 # %% ../nbs/05a_memo.ipynb #3e0759e5
-def _checksum(rows:np.ndarray, words:np.ndarray)->np.ndarray:
+def _checksum(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
     "64 bits per row, of its number and its 32-bit words."
-    m = np.random.default_rng(2605_17839).integers(0, 2**63, words.shape[1] + 1, dtype=np.uint64)*np.uint64(2) + np.uint64(1)
-    return (rows.astype(np.uint64) + np.uint64(1))*m[0] + (words.astype(np.uint64)*m[1:]).sum(1, dtype=np.uint64)
+    m = np.random.default_rng(2605_17839).integers(
+        0, 2**63, words.shape[1] + 1, dtype=np.uint64
+    ) * np.uint64(2) + np.uint64(1)
+    return (rows.astype(np.uint64) + np.uint64(1)) * m[0] + (words.astype(np.uint64) * m[1:]).sum(
+        1, dtype=np.uint64
+    )
+
 
 class _File:
     "A file of a fixed size with a header that says what it holds, mapped to memory."
-    HEADER = 4096 # bytes before the first row
-    def __init__(self,
-                 path, # where the file is, or shall be
-                 about:dict, # what it holds; another file's rows are not believed
-                 rows:int, width:int, # its shape
-                 dtype=torch.float32): # or float64
-        self.path, self.dtype, self.n = Path(path), dtype, width*dtype.itemsize//4
-        self.head = (json.dumps(about | dict(format='bikd memo 1', rows=rows, width=width, dtype=str(dtype)), indent=1) + '\n').encode()
+
+    HEADER = 4096  # bytes before the first row
+
+    def __init__(
+        self,
+        path,  # where the file is, or shall be
+        about: dict,  # what it holds; another file's rows are not believed
+        rows: int,
+        width: int,  # its shape
+        dtype=torch.float32,  # or float64
+    ):
+        self.path, self.dtype, self.n = Path(path), dtype, width * dtype.itemsize // 4
+        self.head = (
+            json.dumps(
+                about | dict(format="bikd memo 1", rows=rows, width=width, dtype=str(dtype)),
+                indent=1,
+            )
+            + "\n"
+        ).encode()
         self.bytes = self.size(rows, width, dtype)
-        with FileLock(self.path.with_name('.memo.lock')):
+        with FileLock(self.path.with_name(".memo.lock")):
             if self.path.exists() and not self._intact():
-                warnings.warn(f"{self.path} is truncated, damaged or of another teacher: it is made anew. Students are not affected.")
+                warnings.warn(
+                    f"{self.path} is truncated, damaged or of another teacher: it is made anew. Students are not affected."
+                )
                 self.path.unlink()
-            if not self.path.exists(): self._make()
-            with open(self.path, 'r+b') as f: self._claim(f) # a copy may have holes
-        self.map = np.memmap(self.path, dtype='<u4', mode='r+', offset=self.HEADER, shape=(rows, self.n + 2))
+            if not self.path.exists():
+                self._make()
+            with open(self.path, "r+b") as f:
+                self._claim(f)  # a copy may have holes
+        self.map = np.memmap(
+            self.path, dtype="<u4", mode="r+", offset=self.HEADER, shape=(rows, self.n + 2)
+        )
 
     @classmethod
-    def size(cls, rows:int, width:int, dtype=torch.float32)->int: "Bytes of such a file."; return cls.HEADER + rows*(width*dtype.itemsize + 8)
+    def size(cls, rows: int, width: int, dtype=torch.float32) -> int:
+        "Bytes of such a file."
+        return cls.HEADER + rows * (width * dtype.itemsize + 8)
 
-    def _intact(self)->bool:
-        if self.path.stat().st_size != self.bytes: return False
-        with open(self.path, 'rb') as f: return f.read(self.HEADER).rstrip(b'\0') == self.head
+    def _intact(self) -> bool:
+        if self.path.stat().st_size != self.bytes:
+            return False
+        with open(self.path, "rb") as f:
+            return f.read(self.HEADER).rstrip(b"\0") == self.head
 
     def _claim(self, f):
         "Claim all of the file's space now: writing to a hole of a mapped file on a full disk would kill the process."
-        if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, self.bytes)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(f.fileno(), 0, self.bytes)
 
     def _make(self):
-        tmp = self.path.with_name(f'.{self.path.name}.tmp')
+        tmp = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            with open(tmp, 'wb') as f:
-                f.write(self.head.ljust(self.HEADER, b'\0'))
-                self._claim(f); f.truncate(self.bytes); f.flush(); os.fsync(f.fileno())
+            with open(tmp, "wb") as f:
+                f.write(self.head.ljust(self.HEADER, b"\0"))
+                self._claim(f)
+                f.truncate(self.bytes)
+                f.flush()
+                os.fsync(f.fileno())
             os.replace(tmp, self.path)
-        finally: tmp.unlink(missing_ok=True)
+        finally:
+            tmp.unlink(missing_ok=True)
 
 # %% ../nbs/05a_memo.ipynb #bc5e6aa1
 class Table(_File):
     "Rows of floating-point numbers in a memory-mapped file, each known or unknown."
-    def read(self, rows:np.ndarray # `(m,)`
-            )->tuple[Tensor, Tensor]: # numbers `(m, width)`, and which rows are known `(m,)`
+
+    def read(
+        self,
+        rows: np.ndarray,  # `(m,)`
+    ) -> tuple[Tensor, Tensor]:  # numbers `(m, width)`, and which rows are known `(m,)`
         "The rows as they are; what is unknown holds rubbish."
         raw = np.ascontiguousarray(self.map[rows])
-        words, given = raw[:, :-2], np.ascontiguousarray(raw[:, -2:]).view('<u8')[:, 0]
-        return torch.from_numpy(np.ascontiguousarray(words)).view(self.dtype), torch.from_numpy(given == _checksum(rows, words))
+        words, given = raw[:, :-2], np.ascontiguousarray(raw[:, -2:]).view("<u8")[:, 0]
+        return torch.from_numpy(np.ascontiguousarray(words)).view(self.dtype), torch.from_numpy(
+            given == _checksum(rows, words)
+        )
 
-    def write(self, rows:np.ndarray, # `(m,)`
-              numbers:Tensor): # `(m, width)`
+    def write(
+        self,
+        rows: np.ndarray,  # `(m,)`
+        numbers: Tensor,  # `(m, width)`
+    ):
         "Make rows known."
-        words = numbers.detach().cpu().to(self.dtype).contiguous().view(torch.int32).numpy().view('<u4')
-        self.map[rows] = np.concatenate([words, _checksum(rows, words)[:, None].astype('<u8').view('<u4')], 1)
+        words = (
+            numbers.detach().cpu().to(self.dtype).contiguous().view(torch.int32).numpy().view("<u4")
+        )
+        self.map[rows] = np.concatenate(
+            [words, _checksum(rows, words)[:, None].astype("<u8").view("<u4")], 1
+        )
 
-    def forget(self): "Make every row unknown."; self.map[:] = 0
+    def forget(self):
+        "Make every row unknown."
+        self.map[:] = 0
 
 # %% ../nbs/05a_memo.ipynb #1b725ce0
-CHUNK = 128 # images per batch of the teacher, always
+CHUNK = 128  # images per batch of the teacher, always
 
-def fingerprint(tensors # any tensors, in order
-               )->str: # SHA-256, hex
+
+def fingerprint(
+    tensors,  # any tensors, in order
+) -> str:  # SHA-256, hex
     "A hash of shapes, dtypes and bits."
     h = hashlib.sha256()
     for t in tensors:
-        h.update(repr((tuple(t.shape), t.dtype)).encode()); h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        h.update(repr((tuple(t.shape), t.dtype)).encode())
+        h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-def identity(teacher:nn.Module, gallery:Gallery)->dict: # plain values
+
+def identity(
+    teacher: nn.Module,
+    gallery: Gallery,
+) -> dict:  # plain values
     "Everything that can change an answer."
-    where = torch.cuda.get_device_name(gallery.device) if gallery.device.type == 'cuda' else f'{gallery.device.type} {torch.backends.cpu.get_cpu_capability()}'
-    return dict(teacher=fingerprint(teacher.state_dict().values()), architecture=hashlib.sha256(repr(teacher).encode()).hexdigest(),
-                images=fingerprint([gallery.padded, gallery.mean, gallery.std]), views=repr(gallery.views), chunk=CHUNK,
-                torch=torch.__version__, device=where, threads=torch.get_num_threads())
+    where = (
+        torch.cuda.get_device_name(gallery.device)
+        if gallery.device.type == "cuda"
+        else f"{gallery.device.type} {torch.backends.cpu.get_cpu_capability()}"
+    )
+    return dict(
+        teacher=fingerprint(teacher.state_dict().values()),
+        architecture=hashlib.sha256(repr(teacher).encode()).hexdigest(),
+        images=fingerprint([gallery.padded, gallery.mean, gallery.std]),
+        views=repr(gallery.views),
+        chunk=CHUNK,
+        torch=torch.__version__,
+        device=where,
+        threads=torch.get_num_threads(),
+    )
+
 
 @torch.no_grad()
-def answer(teacher:nn.Module, gallery:Gallery, ids:Tensor, views:Tensor)->Tensor: # logits `(m, C)`
+def answer(
+    teacher: nn.Module,
+    gallery: Gallery,
+    ids: Tensor,
+    views: Tensor,
+) -> Tensor:  # logits `(m, C)`
     "Ask the teacher, in batches of `CHUNK`, the last one filled up."
     fill = lambda t: torch.cat([t, t[-1:].expand(CHUNK - len(t))])
-    return torch.cat([teacher(gallery(fill(i), fill(v)))[:len(i)] for i, v in zip(ids.split(CHUNK), views.split(CHUNK))])
+    return torch.cat(
+        [
+            teacher(gallery(fill(i), fill(v)))[: len(i)]
+            for i, v in zip(ids.split(CHUNK), views.split(CHUNK))
+        ]
+    )
 
 # %% ../nbs/05a_memo.ipynb #36869df9
 class Memo:
     "A teacher's logits by (image, view)."
-    def __init__(self,
-                 teacher:nn.Module, # `(B, ...)` to logits `(B, C)`, image by image, always the same
-                 gallery:Gallery, # the images
-                 n_classes:int, # C
-                 folder=None, # where the table is kept; None: nothing is remembered
-                 limit_gib:float=2.): # the largest table to keep
-        self.teacher, self.gallery, self.n_classes, self.dtype = teacher, gallery, n_classes, gallery.mean.dtype
-        self.asked, self.computed, self.seconds = 0, 0, 0. # answers given, answers computed, and the time it took
+
+    def __init__(
+        self,
+        teacher: nn.Module,  # `(B, ...)` to logits `(B, C)`, image by image, always the same
+        gallery: Gallery,  # the images
+        n_classes: int,  # C
+        folder=None,  # where the table is kept; None: nothing is remembered
+        limit_gib: float = 2.0,  # the largest table to keep
+    ):
+        self.teacher, self.gallery, self.n_classes, self.dtype = (
+            teacher,
+            gallery,
+            n_classes,
+            gallery.mean.dtype,
+        )
+        self.asked, self.computed, self.seconds = (
+            0,
+            0,
+            0.0,
+        )  # answers given, answers computed, and the time it took
         self.table, self.trusted = None, False
-        if folder is not None: self._open(Path(folder), limit_gib)
+        if folder is not None:
+            self._open(Path(folder), limit_gib)
 
     def _open(self, folder, limit_gib):
-        rows = len(self.gallery)*self.gallery.views.n
-        need = Table.size(rows, self.n_classes, self.dtype)/2**30
+        rows = len(self.gallery) * self.gallery.views.n
+        need = Table.size(rows, self.n_classes, self.dtype) / 2**30
         if need > limit_gib:
-            warnings.warn(f"the memo of this teacher would take {need:.2g} GiB, the limit is {limit_gib:g} GiB: the teacher is asked live. Raise the limit to keep its answers.")
+            warnings.warn(
+                f"the memo of this teacher would take {need:.2g} GiB, the limit is {limit_gib:g} GiB: the teacher is asked live. Raise the limit to keep its answers."
+            )
             return
         about = identity(self.teacher, self.gallery)
-        name = f'memo-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.bin'
+        name = f"memo-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.bin"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.table = Table(folder/name, about, rows, self.n_classes, self.dtype)
-        except OSError as e: warnings.warn(f"no memo can be kept in {folder} ({e.strerror or e}): the teacher is asked live.")
+            self.table = Table(folder / name, about, rows, self.n_classes, self.dtype)
+        except OSError as e:
+            warnings.warn(
+                f"no memo can be kept in {folder} ({e.strerror or e}): the teacher is asked live."
+            )
 
-    def compute(self, ids:Tensor, views:Tensor)->Tensor: "Logits `(m, C)`, computed now."; self.computed += len(ids); return answer(self.teacher, self.gallery, ids, views).to(self.dtype)
+    def compute(self, ids: Tensor, views: Tensor) -> Tensor:
+        "Logits `(m, C)`, computed now."
+        self.computed += len(ids)
+        return answer(self.teacher, self.gallery, ids, views).to(self.dtype)
 
-    def __call__(self,
-                 ids:Tensor, # int64 `(m,)`, which images
-                 views:Tensor # int64 `(m,)`, which view of each
-                )->Tensor: # logits `(m, C)`, on the gallery's device
+    def __call__(
+        self,
+        ids: Tensor,  # int64 `(m,)`, which images
+        views: Tensor,  # int64 `(m,)`, which view of each
+    ) -> Tensor:  # logits `(m, C)`, on the gallery's device
         "The teacher's logits, looked up or computed."
-        began = time.perf_counter(); self.asked += len(ids)
-        if self.table is None: out = self.compute(ids, views)
+        began = time.perf_counter()
+        self.asked += len(ids)
+        if self.table is None:
+            out = self.compute(ids, views)
         else:
-            rows = (ids*self.gallery.views.n + views).cpu().numpy()
+            rows = (ids * self.gallery.views.n + views).cpu().numpy()
             out, known = self.table.read(rows)
             out, known = out.to(self.gallery.device), known.to(self.gallery.device)
-            if known.any() and not self.trusted: known &= self._trust(ids[known], views[known], out[known])
+            if known.any() and not self.trusted:
+                known &= self._trust(ids[known], views[known], out[known])
             new = ~known
             if new.any():
-                out[new] = self.compute(ids[new], views[new]); self.table.write(rows[new.cpu().numpy()], out[new])
+                out[new] = self.compute(ids[new], views[new])
+                self.table.write(rows[new.cpu().numpy()], out[new])
             self.trusted = True
         self.seconds += time.perf_counter() - began
         return out
 
-    def _trust(self, ids, views, found)->bool:
+    def _trust(self, ids, views, found) -> bool:
         "Whether some of the answers on file are what the teacher says now; a table that is not believed is emptied."
-        if torch.equal(self.compute(ids[:CHUNK], views[:CHUNK]), found[:CHUNK]): return True
-        warnings.warn(f"{self.table.path} disagrees with its teacher (was its code changed?): it is emptied and filled again.")
+        if torch.equal(self.compute(ids[:CHUNK], views[:CHUNK]), found[:CHUNK]):
+            return True
+        warnings.warn(
+            f"{self.table.path} disagrees with its teacher (was its code changed?): it is emptied and filled again."
+        )
         self.table.forget()
         return False

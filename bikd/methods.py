@@ -25,368 +25,653 @@ from .weight_net import WeightNet
 # %% ../nbs/05_methods.ipynb #709a8fba
 class Step(NamedTuple):
     "One batch, seen by a method."
-    logits: Tensor # the student's `(B, C)`
-    labels: Tensor # int64 `(B,)`
-    teacher_logits: Tensor|None # `(B, C)`, no gradient; None for methods without a teacher
-    ids: Tensor # int64 `(B,)`, positions in the training (or validation) set
-    epoch: int # counted from 0
+
+    logits: Tensor  # the student's `(B, C)`
+    labels: Tensor  # int64 `(B,)`
+    teacher_logits: Tensor | None  # `(B, C)`, no gradient; None for methods without a teacher
+    ids: Tensor  # int64 `(B,)`, positions in the training (or validation) set
+    epoch: int  # counted from 0
+
 
 class Setting(NamedTuple):
     "What holds for a whole run."
-    n_per_class: tuple[int, ...] # training images per class, C numbers
-    seed: int # the run's seed
-    device: torch.device|str = 'cpu'
-    dtype: torch.dtype = torch.float32
-    epochs: int = 1 # of the whole run
-    teacher: Callable[[str], tuple[Tensor, Tensor]]|None = None # 'train' or 'val' -> what the teacher says about these images un-augmented, `(N, C)`, and their labels
 
-    def like(self)->Tensor: # a scalar
+    n_per_class: tuple[int, ...]  # training images per class, C numbers
+    seed: int  # the run's seed
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    epochs: int = 1  # of the whole run
+    # 'train' or 'val' -> what the teacher says about these images un-augmented, `(N, C)`, and their
+    # labels
+    teacher: Callable[[str], tuple[Tensor, Tensor]] | None = None
+
+    def like(
+        self,
+    ) -> Tensor:  # a scalar
         "A tensor of the run's dtype on its device, for what a method computes once."
         return torch.zeros((), dtype=self.dtype, device=self.device)
 
 # %% ../nbs/05_methods.ipynb #4a4bf59f
 class Method(BaseModel):
     "A row of Table 1, a control or an expert: settings as fields, behaviour as the methods below."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
-    name: ClassVar[str] # how configs, tables and `-p methods` call it
-    terms: ClassVar[tuple[str, ...]] = ('hard',) # names of the K losses
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    name: ClassVar[str]  # how configs, tables and `-p methods` call it
+    terms: ClassVar[tuple[str, ...]] = ("hard",)  # names of the K losses
     needs_teacher: ClassVar[bool] = False
-    bilevel: ClassVar[bool] = False # True: validation batches are drawn and `learn` is called
-    at_theta: ClassVar[bool] = False # bilevel: the virtual step has weights zero, so the virtual student is the student itself
-    big: ClassVar[bool] = False # True: trains the teacher's net, under its protocol
-    sees_val: ClassVar[bool] = False # True: validation images are trained on, so they cannot choose an epoch
-    from_val: ClassVar[str] = '' # what it learns from validation images while it trains; '': nothing, and it can do without them
-    needs: ClassVar[frozenset[str]] = frozenset() # of the training data: 'counts', 'groups'; see `check`
-    sampler: ClassVar[Literal['instance', 'class_aware']] = 'instance' # 'class_aware': batches by `bikd.data.class_aware_batches`
-    presets: ClassVar[dict[str, dict]] = {} # preset -> settings that differ from the defaults under it
-    recipes: ClassVar[dict[str, dict]] = {} # preset -> fields of the protocol that differ for this method
+    bilevel: ClassVar[bool] = False  # True: validation batches are drawn and `learn` is called
+    # bilevel: the virtual step has weights zero, so the virtual student is the student itself
+    at_theta: ClassVar[bool] = False
+    big: ClassVar[bool] = False  # True: trains the teacher's net, under its protocol
+    # True: validation images are trained on, so they cannot choose an epoch
+    sees_val: ClassVar[bool] = False
+    # what it learns from validation images while it trains; '': nothing, and it can do without them
+    from_val: ClassVar[str] = ""
+    # of the training data: 'counts', 'groups'; see `check`
+    needs: ClassVar[frozenset[str]] = frozenset()
+    # 'class_aware': batches by `bikd.data.class_aware_batches`
+    sampler: ClassVar[Literal["instance", "class_aware"]] = "instance"
+    # preset -> settings that differ from the defaults under it
+    presets: ClassVar[dict[str, dict]] = {}
+    # preset -> fields of the protocol that differ for this method
+    recipes: ClassVar[dict[str, dict]] = {}
 
     @property
-    def taught_by(self)->tuple[str, ...]: "Names of the methods that train its teachers, one net each."; return ('teacher',) if self.needs_teacher else ()
-    def join(self, nets:list[nn.Module], split:Split)->nn.Module: "One teacher of them."; return nets[0]
-    def see(self, split:Split)->Split: "The images it trains on, out of those that were drawn."; return split
-    def after_epoch(self, logits:Tensor, labels:Tensor)->None: "What the student says about the validation images, `(N, C)`, and their labels."
+    def taught_by(self) -> tuple[str, ...]:
+        "Names of the methods that train its teachers, one net each."
+        return ("teacher",) if self.needs_teacher else ()
 
-    def check(self, split:Split)->None:
+    def join(self, nets: list[nn.Module], split: Split) -> nn.Module:
+        "One teacher of them."
+        return nets[0]
+
+    def see(self, split: Split) -> Split:
+        "The images it trains on, out of those that were drawn."
+        return split
+
+    def after_epoch(self, logits: Tensor, labels: Tensor) -> None:
+        "What the student says about the validation images, `(N, C)`, and their labels."
+
+    def check(self, split: Split) -> None:
         "`ValueError`, before anything is trained, if the data cannot give what this method needs."
-        def refuse(what, remedy): raise ValueError(f"method {self.name!r} needs {what}. {remedy}")
-        empty = lambda images: (images.labels.bincount(minlength=split.n_classes) == 0).nonzero()[:, 0].tolist()
-        if unknown := self.needs - {'counts', 'groups'}: raise ValueError(f"needs={set(self.needs)}: {unknown.pop()!r} is unknown; there are 'counts' and 'groups', and from_val for validation images.")
+
+        def refuse(what, remedy):
+            raise ValueError(f"method {self.name!r} needs {what}. {remedy}")
+
+        empty = lambda images: (
+            (images.labels.bincount(minlength=split.n_classes) == 0).nonzero()[:, 0].tolist()
+        )
+        if unknown := self.needs - {"counts", "groups"}:
+            raise ValueError(
+                f"needs={set(self.needs)}: {unknown.pop()!r} is unknown; there are 'counts' and 'groups', and from_val for validation images."
+            )
         if wants_val(self):
             remedy = "Set aside a few labelled images of every class, or use a method that asks for none (ce, kd, bkd, wsl, dive)."
-            if not len(split.val): refuse("validation images with labels, and this split has none", remedy)
-            if missing := empty(split.val): refuse(f"validation images of every class, and class {missing[0]} has none", remedy)
-        if 'counts' in self.needs and (missing := empty(split.train)):
-            refuse(f"the class counts, and class {missing[0]} has no training image: its weight would be infinite", "Remove the class, add images, or use ce, kd, wsl or bikd.")
-        if 'groups' in self.needs and split.n_classes < 3:
-            refuse(f"head, medium and tail classes, and {split.n_classes} classes leave one of the groups empty", "Use a method without groups, such as bkd or bikd.")
+            if not len(split.val):
+                refuse("validation images with labels, and this split has none", remedy)
+            if missing := empty(split.val):
+                refuse(f"validation images of every class, and class {missing[0]} has none", remedy)
+        if "counts" in self.needs and (missing := empty(split.train)):
+            refuse(
+                f"the class counts, and class {missing[0]} has no training image: its weight would be infinite",
+                "Remove the class, add images, or use ce, kd, wsl or bikd.",
+            )
+        if "groups" in self.needs and split.n_classes < 3:
+            refuse(
+                f"head, medium and tail classes, and {split.n_classes} classes leave one of the groups empty",
+                "Use a method without groups, such as bkd or bikd.",
+            )
 
-    def begin(self, setting:Setting)->None: "Called once, before the first epoch."
-    def begin_epoch(self, epoch:int, decays:int)->None: "`decays`: how often the student's learning rate has been decayed so far."
-    def losses(self, step:Step)->Tensor:
+    def begin(self, setting: Setting) -> None:
+        "Called once, before the first epoch."
+
+    def begin_epoch(self, epoch: int, decays: int) -> None:
+        "`decays`: how often the student's learning rate has been decayed so far."
+
+    def losses(self, step: Step) -> Tensor:
         "Per-sample losses `(B, K)`, with a graph into the student."
         raise NotImplementedError
-    def weights(self, losses:Tensor, step:Step)->Tensor:
+
+    def weights(self, losses: Tensor, step: Step) -> Tensor:
         "Weights `(B, K)`; `losses` come detached."
         raise NotImplementedError
 
-    def virtual_weights(self, losses:Tensor, step:Step)->Tensor:
+    def virtual_weights(self, losses: Tensor, step: Step) -> Tensor:
         "Bilevel methods: weights of the virtual step; by default those of the real one."
         return self.weights(losses, step)
-    def val_losses(self, step:Step)->Tensor:
+
+    def val_losses(self, step: Step) -> Tensor:
         "Bilevel methods: the validation loss, a scalar, with a graph into the virtual student."
         raise NotImplementedError
-    def learn(self, w:Tensor, g_w:Tensor)->bool:
+
+    def learn(self, w: Tensor, g_w: Tensor) -> bool:
         "Bilevel methods: use ∂L_val/∂w `(B, K)`. True: `weights` must be asked again."
         raise NotImplementedError
+
     @property
-    def val_needs_teacher(self)->bool: "Whether `val_losses` looks at teacher logits."; return False
-    def state(self)->dict[str, Any]: "Tensors and plain values for a checkpoint."; return {}
-    def load_state(self, state:dict[str, Any])->None: "Takes back what `state` gave."
-    def report(self)->dict[str, float]: "Numbers worth a column in `metrics.csv`."; return {}
+    def val_needs_teacher(self) -> bool:
+        "Whether `val_losses` looks at teacher logits."
+        return False
+
+    def state(self) -> dict[str, Any]:
+        "Tensors and plain values for a checkpoint."
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        "Takes back what `state` gave."
+
+    def report(self) -> dict[str, float]:
+        "Numbers worth a column in `metrics.csv`."
+        return {}
 
 # %% ../nbs/05_methods.ipynb #fdcfff49
-def wants_val(method # a `Method`, or its class
-             )->bool:
+def wants_val(
+    method,  # a `Method`, or its class
+) -> bool:
     "Whether it cannot do without validation images."
     return bool(method.from_val or method.bilevel)
 
 # %% ../nbs/05_methods.ipynb #6c5cecea
-@functools.cache # as it was when first asked, which `register` does: the file may be edited while its code runs
-def own_code(cls:type[Method] # a method's class
-            )->str: # SHA-256, hex; '' if all of it is ours, or its source cannot be had
+@functools.cache  # as it was when first asked, which `register` does: the file may be edited while its code runs
+def own_code(
+    cls: type[Method],  # a method's class
+) -> str:  # SHA-256, hex; '' if all of it is ours, or its source cannot be had
     "A hash of the functions and plain attributes of its classes outside bikd."
-    classes = [c for c in cls.__mro__ if c.__module__.partition('.')[0] not in ('bikd', 'pydantic', 'builtins', 'typing', 'abc')]
-    unwrap = lambda f: getattr(f, 'fget', None) or getattr(f, 'func', None) or getattr(f, '__func__', f) # of a property, a cached one, a class method
-    functions = [f for c in classes for f in map(unwrap, vars(c).values()) if inspect.isfunction(f) and f.__module__ == c.__module__] # not what pydantic adds
-    plain = [(k, sorted(v) if isinstance(v, frozenset) else v) for c in classes for k, v in sorted(vars(c).items()) if k[0] != '_' and not k.startswith('model_') and isinstance(v, (str, int, float, tuple, list, dict, frozenset))]
-    try: return hashlib.sha256(repr((plain, [*map(inspect.getsource, functions)])).encode()).hexdigest() if classes else ''
-    except (OSError, TypeError): return ''
+    classes = [
+        c
+        for c in cls.__mro__
+        if c.__module__.partition(".")[0] not in ("bikd", "pydantic", "builtins", "typing", "abc")
+    ]
+    unwrap = lambda f: (
+        getattr(f, "fget", None) or getattr(f, "func", None) or getattr(f, "__func__", f)
+    )  # of a property, a cached one, a class method
+    functions = [
+        f
+        for c in classes
+        for f in map(unwrap, vars(c).values())
+        if inspect.isfunction(f) and f.__module__ == c.__module__
+    ]  # not what pydantic adds
+    plain = [
+        (k, sorted(v) if isinstance(v, frozenset) else v)
+        for c in classes
+        for k, v in sorted(vars(c).items())
+        if k[0] != "_"
+        and not k.startswith("model_")
+        and isinstance(v, (str, int, float, tuple, list, dict, frozenset))
+    ]
+    try:
+        return (
+            hashlib.sha256(repr((plain, [*map(inspect.getsource, functions)])).encode()).hexdigest()
+            if classes
+            else ""
+        )
+    except (OSError, TypeError):
+        return ""
 
 # %% ../nbs/05_methods.ipynb #027bd71b
-def fixed(losses:Tensor, # `(B, K)`
-          *weights:float # K of them
-         )->Tensor: # `(B, K)`
+def fixed(
+    losses: Tensor,  # `(B, K)`
+    *weights: float,  # K of them
+) -> Tensor:  # `(B, K)`
     "The same weights for every sample."
     return losses.new_tensor(weights).expand_as(losses)
 
 # %% ../nbs/05_methods.ipynb #99c644b4
 class Bilevel(Method):
     "What learns from ∂L_val/∂w: answers `virtual_weights` and `learn` too."
-    bilevel = True; from_val = "the samples' weights"
-    estimator: Literal['jvp', 'jvp_bf16', 'double_backward', 'finite_difference'] = 'jvp' # of the hypergradient
 
-    def val_losses(self, step): return hard_loss(step.logits, step.labels).mean()
+    bilevel = True
+    from_val = "the samples' weights"
+    # of the hypergradient
+    estimator: Literal["jvp", "jvp_bf16", "double_backward", "finite_difference"] = "jvp"
+
+    def val_losses(self, step):
+        return hard_loss(step.logits, step.labels).mean()
 
 # %% ../nbs/05_methods.ipynb #11f51374
 class CE(Method):
     "Cross-entropy alone: rows Teacher (CE) and Student (CE)."
-    name = 'ce'
 
-    def losses(self, step): return hard_loss(step.logits, step.labels)[:, None]
-    def weights(self, losses, step): return torch.ones_like(losses)
+    name = "ce"
+
+    def losses(self, step):
+        return hard_loss(step.logits, step.labels)[:, None]
+
+    def weights(self, losses, step):
+        return torch.ones_like(losses)
+
 
 class TeacherCE(CE):
     "Cross-entropy again, under its own name: row Teacher (CE), trained on the big net."
-    name = 'teacher'; big = True
+
+    name = "teacher"
+    big = True
+
 
 class Distillation(Method):
     "What KD and BiKD share: hard and soft loss at one temperature."
-    terms = ('hard', 'soft'); needs_teacher = True
-    temperature: float = Field(4., gt=0, le=1e4) # τ
+
+    terms = ("hard", "soft")
+    needs_teacher = True
+    temperature: float = Field(4.0, gt=0, le=1e4)  # τ
 
     def losses(self, step):
-        return torch.stack([hard_loss(step.logits, step.labels), soft_loss(step.logits, step.teacher_logits, self.temperature)], 1)
+        return torch.stack(
+            [
+                hard_loss(step.logits, step.labels),
+                soft_loss(step.logits, step.teacher_logits, self.temperature),
+            ],
+            1,
+        )
+
 
 class KD(Distillation):
     "Knowledge distillation with fixed weights (§3.1): (1-soft_weight)·hard + soft_weight·soft."
-    name = 'kd'
-    presets = {'released': dict(temperature=3.)}
-    soft_weight: float = Field(.5, ge=0, le=1) # the paper's α
 
-    def weights(self, losses, step): return fixed(losses, 1 - self.soft_weight, self.soft_weight)
+    name = "kd"
+    presets = {"released": dict(temperature=3.0)}
+    soft_weight: float = Field(0.5, ge=0, le=1)  # the paper's α
+
+    def weights(self, losses, step):
+        return fixed(losses, 1 - self.soft_weight, self.soft_weight)
 
 # %% ../nbs/05_methods.ipynb #000d377a
 class BiKDSettings(Bilevel, Distillation):
     "The switches of BiKD; defaults follow the paper."
-    k: int = Field(5, ge=1) # batches between two moves of φ
-    update_rule: Literal['test_then_count', 'count_then_test', 'per_epoch'] = 'test_then_count' # when φ moves
-    accumulation: Literal['sum', 'mean'] = 'sum' # of the k hypergradients
-    hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((64, 64), min_length=1) # Tanh layers of f_φ
-    inputs: Literal['teacher,student', 'student,teacher', 'teacher', 'student'] = 'teacher,student' # what f_φ looks at, in which order
-    outputs: Literal['sigmoid', 'softmax'] = 'sigmoid' # free weights, or weights that sum to one
-    val_loss: Literal['ce', 'mix'] = 'ce' # 'mix': mean of hard plus soft loss on validation images
-    phi_optimizer: Literal['adam', 'sgd'] = 'adam'
-    phi_lr: float = Field(1e-3, gt=0, le=1e38) # learning rate of φ
-    phi_weight_decay: float = Field(0., ge=0, le=1e38) # L2 term in φ's optimizer
-    phi_decay: float = Field(1., gt=0, le=1) # φ's learning rate is multiplied by this at each decay of the student's
-    phi_clock: Literal['batch', 'epoch'] = 'batch' # what the index t of φ^(t) counts
-    virtual_step: Literal['plain', 'optimizer'] = 'plain' # 'optimizer': with momentum and weight decay, as the real step
 
-    def make_weight_net(self)->WeightNet: "A fresh f_φ of these settings."; return WeightNet(self.hidden, self.inputs, self.outputs)
+    k: int = Field(5, ge=1)  # batches between two moves of φ
+    # when φ moves
+    update_rule: Literal["test_then_count", "count_then_test", "per_epoch"] = "test_then_count"
+    accumulation: Literal["sum", "mean"] = "sum"  # of the k hypergradients
+    # Tanh layers of f_φ
+    hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((64, 64), min_length=1)
+    # what f_φ looks at, in which order
+    inputs: Literal["teacher,student", "student,teacher", "teacher", "student"] = "teacher,student"
+    # free weights, or weights that sum to one
+    outputs: Literal["sigmoid", "softmax"] = "sigmoid"
+    # 'mix': mean of hard plus soft loss on validation images
+    val_loss: Literal["ce", "mix"] = "ce"
+    phi_optimizer: Literal["adam", "sgd"] = "adam"
+    phi_lr: float = Field(1e-3, gt=0, le=1e38)  # learning rate of φ
+    phi_weight_decay: float = Field(0.0, ge=0, le=1e38)  # L2 term in φ's optimizer
+    # φ's learning rate is multiplied by this at each decay of the student's
+    phi_decay: float = Field(1.0, gt=0, le=1)
+    phi_clock: Literal["batch", "epoch"] = "batch"  # what the index t of φ^(t) counts
+    # 'optimizer': with momentum and weight decay, as the real step
+    virtual_step: Literal["plain", "optimizer"] = "plain"
+
+    def make_weight_net(self) -> WeightNet:
+        "A fresh f_φ of these settings."
+        return WeightNet(self.hidden, self.inputs, self.outputs)
 
 # %% ../nbs/05_methods.ipynb #1f7e1785
 @dataclass
 class Clock:
     "Counts batches and says when φ moves."
-    rule: str # an `update_rule`
-    k: int # batches between moves
+
+    rule: str  # an `update_rule`
+    k: int  # batches between moves
     count: int = 0
 
-    def tick(self)->bool: # whether φ moves at the end of this batch
+    def tick(
+        self,
+    ) -> bool:  # whether φ moves at the end of this batch
         "Count one batch."
-        at = self.count + (self.rule != 'test_then_count')
+        at = self.count + (self.rule != "test_then_count")
         self.count += 1
         return at % self.k == 0
 
-    def begin_epoch(self)->bool:
+    def begin_epoch(self) -> bool:
         "Whether what was accumulated is thrown away."
-        if self.rule == 'per_epoch': self.count = 0
-        return self.rule == 'per_epoch'
+        if self.rule == "per_epoch":
+            self.count = 0
+        return self.rule == "per_epoch"
 
 # %% ../nbs/05_methods.ipynb #9e361843
 class PhiLearner:
     "φ, its optimizer, accumulator and clock: Algorithm 1, lines 11-16 and 19."
-    def __init__(self, s:BiKDSettings, setting:Setting):
+
+    def __init__(self, s: BiKDSettings, setting: Setting):
         self.s, self.moves, self.clock, self.sizes = s, 0, Clock(s.update_rule, s.k), []
-        with counted(setting.seed, 'init', 'weight net'): self.phi = s.make_weight_net().to(setting.device, setting.dtype)
-        kind = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}[s.phi_optimizer]
+        with counted(setting.seed, "init", "weight net"):
+            self.phi = s.make_weight_net().to(setting.device, setting.dtype)
+        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[s.phi_optimizer]
         self.optimizer = kind(self.phi.parameters(), lr=s.phi_lr, weight_decay=s.phi_weight_decay)
         self.phi_t = self.phi
         self.forget()
 
-    def forget(self): "∇φ ← 0."; self.grads = [torch.zeros_like(p) for p in self.phi.parameters()]
+    def forget(self):
+        "∇φ ← 0."
+        self.grads = [torch.zeros_like(p) for p in self.phi.parameters()]
 
-    def begin_epoch(self, decays:int): # how often the student's learning rate has been decayed so far
+    def begin_epoch(
+        self,
+        decays: int,  # how often the student's learning rate has been decayed so far
+    ):
         "Set φ's learning rate, and what the epoch begins with."
-        self.sizes = [] # of this epoch's ∇φ
-        if self.clock.begin_epoch(): self.forget()
-        for group in self.optimizer.param_groups: group['lr'] = self.s.phi_lr*self.s.phi_decay**decays
-        if self.s.phi_clock == 'epoch': self.phi_t = copy.deepcopy(self.phi)
+        self.sizes = []  # of this epoch's ∇φ
+        if self.clock.begin_epoch():
+            self.forget()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.s.phi_lr * self.s.phi_decay**decays
+        if self.s.phi_clock == "epoch":
+            self.phi_t = copy.deepcopy(self.phi)
 
-    def learn(self, w:Tensor, g_w:Tensor)->bool:
+    def learn(self, w: Tensor, g_w: Tensor) -> bool:
         "Add `g_w`·∂w/∂φ to ∇φ; move φ if it is time. True: the real step's weights differ from the virtual one's."
         hyper = torch.autograd.grad(w, tuple(self.phi_t.parameters()), g_w)
-        share = self.s.k if self.s.accumulation == 'mean' else 1
-        self.grads = [a + g/share for a, g in zip(self.grads, hyper)]
+        share = self.s.k if self.s.accumulation == "mean" else 1
+        self.grads = [a + g / share for a, g in zip(self.grads, hyper)]
         if moved := self.clock.tick():
-            for p, g in zip(self.phi.parameters(), self.grads): p.grad = g
+            for p, g in zip(self.phi.parameters(), self.grads):
+                p.grad = g
             self.sizes.append(torch.stack([g.norm() for g in self.grads]).norm())
-            self.optimizer.step(); self.forget(); self.moves += 1
+            self.optimizer.step()
+            self.forget()
+            self.moves += 1
         return moved or self.phi_t is not self.phi
 
-    def state(self)->dict:
+    def state(self) -> dict:
         "For a checkpoint."
-        return dict(phi=self.phi.state_dict(), grads=self.grads, optimizer=self.optimizer.state_dict(), count=self.clock.count, moves=self.moves)
+        return dict(
+            phi=self.phi.state_dict(),
+            grads=self.grads,
+            optimizer=self.optimizer.state_dict(),
+            count=self.clock.count,
+            moves=self.moves,
+        )
 
-    def load_state(self, state:dict):
+    def load_state(self, state: dict):
         "Takes back what `state` gave."
-        self.phi.load_state_dict(state['phi']); self.optimizer.load_state_dict(state['optimizer'])
-        self.grads, self.clock.count, self.moves = [g.to(p) for g, p in zip(state['grads'], self.phi.parameters())], state['count'], state['moves']
+        self.phi.load_state_dict(state["phi"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.grads, self.clock.count, self.moves = (
+            [g.to(p) for g, p in zip(state["grads"], self.phi.parameters())],
+            state["count"],
+            state["moves"],
+        )
 
 # %% ../nbs/05_methods.ipynb #3ffb974d
-_RELEASED_BIKD = dict(update_rule='per_epoch', accumulation='mean', inputs='student,teacher', phi_weight_decay=1e-4, phi_decay=.8)
+_RELEASED_BIKD = dict(
+    update_rule="per_epoch",
+    accumulation="mean",
+    inputs="student,teacher",
+    phi_weight_decay=1e-4,
+    phi_decay=0.8,
+)
+
 
 class BiKD(BiKDSettings):
     "Bilevel balanced distillation (Algorithm 1): weights by f_φ, φ by accumulated one-step hypergradients."
-    name = 'bikd'; from_val = 'the weights of its weight net'
-    presets = {'clean': dict(update_rule='count_then_test', accumulation='mean'),
-               'released': _RELEASED_BIKD, 'released-cifar10': _RELEASED_BIKD | dict(k=1, hidden=(64,), val_loss='mix')}
-    recipes = {'released': dict(batch_size=100, weight_decay=5e-4, first_epoch=0, head_init='kaiming', teacher_mode='train', report='best_on_test')}
+
+    name = "bikd"
+    from_val = "the weights of its weight net"
+    presets = {
+        "clean": dict(update_rule="count_then_test", accumulation="mean"),
+        "released": _RELEASED_BIKD,
+        "released-cifar10": _RELEASED_BIKD | dict(k=1, hidden=(64,), val_loss="mix"),
+    }
+    recipes = {
+        "released": dict(
+            batch_size=100,
+            weight_decay=5e-4,
+            first_epoch=0,
+            head_init="kaiming",
+            teacher_mode="train",
+            report="best_on_test",
+        )
+    }
     _learner: PhiLearner = PrivateAttr(None)
 
     @property
-    def weight_net(self)->WeightNet: "f_φ, once a run has begun."; return self._learner.phi
+    def weight_net(self) -> WeightNet:
+        "f_φ, once a run has begun."
+        return self._learner.phi
 
-    def begin(self, setting): self._learner = PhiLearner(self, setting)
-    def begin_epoch(self, epoch, decays): self._learner.begin_epoch(decays)
+    def begin(self, setting):
+        self._learner = PhiLearner(self, setting)
 
-    def _inputs(self, losses, step): return torch.stack([hard_loss(step.teacher_logits, step.labels), losses[:, 0]], 1)
-    def virtual_weights(self, losses, step): return self._learner.phi_t(self._inputs(losses, step)) # line 6
-    def weights(self, losses, step): return self._learner.phi(self._inputs(losses, step))       # line 17
+    def begin_epoch(self, epoch, decays):
+        self._learner.begin_epoch(decays)
 
-    def val_losses(self, step):                                                                 # line 10
+    def _inputs(self, losses, step):
+        return torch.stack([hard_loss(step.teacher_logits, step.labels), losses[:, 0]], 1)
+
+    def virtual_weights(self, losses, step):
+        return self._learner.phi_t(self._inputs(losses, step))  # line 6
+
+    def weights(self, losses, step):
+        return self._learner.phi(self._inputs(losses, step))  # line 17
+
+    def val_losses(
+        self,
+        step,  # line 10
+    ):
         "Validation loss, a scalar: cross-entropy (Eq. 2), or hard plus soft loss."
-        return self.losses(step).sum(1).mean() if self.val_loss == 'mix' else super().val_losses(step)
+        return (
+            self.losses(step).sum(1).mean() if self.val_loss == "mix" else super().val_losses(step)
+        )
 
-    def learn(self, w, g_w): return self._learner.learn(w, g_w)                                 # lines 11-16
+    def learn(self, w, g_w):
+        return self._learner.learn(w, g_w)  # lines 11-16
+
     @property
-    def val_needs_teacher(self): return self.val_loss == 'mix'
+    def val_needs_teacher(self):
+        return self.val_loss == "mix"
 
-    def state(self): return self._learner.state()
-    def load_state(self, state): self._learner.load_state(state)
+    def state(self):
+        return self._learner.state()
+
+    def load_state(self, state):
+        self._learner.load_state(state)
+
     def report(self):
         "Moves so far, φ's learning rate, and the mean norm of the epoch's accumulated hypergradients (NaN if φ did not move)."
         l = self._learner
-        return dict(phi_moves=l.moves, phi_lr=l.optimizer.param_groups[0]['lr'], phi_grad=sum(map(float, l.sizes))/len(l.sizes) if l.sizes else float('nan'))
+        return dict(
+            phi_moves=l.moves,
+            phi_lr=l.optimizer.param_groups[0]["lr"],
+            phi_grad=sum(map(float, l.sizes)) / len(l.sizes) if l.sizes else float("nan"),
+        )
 
 # %% ../nbs/05_methods.ipynb #8e17046f
-METHODS:dict[str, type[Method]] = {}
-TABLE1 = ('teacher', 'ce', 'kd', 'bkd', 'cckd', 'wsl', 'rwkd', 'lfme', 'dive', 'bikd') # its rows
-CONTROLS = ('bsce', 'ce_balanced', 'ce_val', 'kd_val', 'bsce_val', 'ltkd', 'l2rw', 'mwn', 'mwn_ci') # no teacher; validation images for all; the newest rival; ancestors
+METHODS: dict[str, type[Method]] = {}
+TABLE1 = ("teacher", "ce", "kd", "bkd", "cckd", "wsl", "rwkd", "lfme", "dive", "bikd")  # its rows
+CONTROLS = (
+    "bsce",
+    "ce_balanced",
+    "ce_val",
+    "kd_val",
+    "bsce_val",
+    "ltkd",
+    "l2rw",
+    "mwn",
+    "mwn_ci",
+)  # no teacher; validation images for all; the newest rival; ancestors
 
-def register(cls:type[Method] # a subclass of `Method` with a `name`
-            )->type[Method]: # the same class, so this works as a decorator
+
+def register(
+    cls: type[Method],  # a subclass of `Method` with a `name`
+) -> type[Method]:  # the same class, so this works as a decorator
     "Make a method known by its name."
-    own_code(cls); METHODS[cls.name] = cls
+    own_code(cls)
+    METHODS[cls.name] = cls
     return cls
 
-for _cls in (TeacherCE, CE, KD, BiKD): register(_cls)
 
-def get_method(name:str # a key of `METHODS`
-              )->type[Method]:
+for _cls in (TeacherCE, CE, KD, BiKD):
+    register(_cls)
+
+
+def get_method(
+    name: str,  # a key of `METHODS`
+) -> type[Method]:
     "The method class of that name; `ValueError` lists the names there are."
-    if name not in METHODS: # the other rows register themselves when their pages are imported
-        for page in ('baselines', 'reweighting', 'lfme'): import_module(f'bikd.{page}')
-    if name not in METHODS: raise ValueError(f"method {name!r} is unknown; there are: {', '.join(sorted(METHODS, key=rank))}.")
+    if name not in METHODS:  # the other rows register themselves when their pages are imported
+        for page in ("baselines", "reweighting", "lfme"):
+            import_module(f"bikd.{page}")
+    if name not in METHODS:
+        raise ValueError(
+            f"method {name!r} is unknown; there are: {', '.join(sorted(METHODS, key=rank))}."
+        )
     return METHODS[name]
 
-def methods_named(text # words: names, 'all' (the rows of Table 1) or 'controls'
-                 )->list[str]: # each once, in order
+
+def methods_named(
+    text,  # words: names, 'all' (the rows of Table 1) or 'controls'
+) -> list[str]:  # each once, in order
     "Names of methods; `ValueError` for one that is unknown, or if there is none."
     several = dict(all=TABLE1, controls=CONTROLS)
     names = list(dict.fromkeys(m for word in str(text).split() for m in several.get(word, (word,))))
-    if not names: raise ValueError(f"methods={text!r} names nothing.")
-    for m in names: get_method(m)
+    if not names:
+        raise ValueError(f"methods={text!r} names nothing.")
+    for m in names:
+        get_method(m)
     return names
 
-def rank(name:str)->tuple: # sorts names of methods
+
+def rank(
+    name: str,
+) -> tuple:  # sorts names of methods
     "Place in a table: rows of Table 1, controls, all others by name."
     order = TABLE1 + CONTROLS
-    return (order.index(name), '') if name in order else (len(order), name)
+    return (order.index(name), "") if name in order else (len(order), name)
 
 # %% ../nbs/05_methods.ipynb #494c601e
 class Protocol(BaseModel):
     "How a student is trained and reported, whatever its method (§4.1)."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
-    epochs: int = Field(120, ge=1)
-    batch_size: int = Field(100, ge=1, lt=2**31) # of training and validation batches
-    lr: float = Field(.1, gt=0, le=1e38) # SGD
-    momentum: float = Field(.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, le=1e38)
-    decay_at: tuple[float, ...] = (2/3, 5/6) # fractions of the schedule
-    lr_decay: float = Field(.1, gt=0, le=1)
-    warmup: float = Field(0., ge=0, lt=1) # fraction of the schedule during which the learning rate grows linearly up to lr
-    first_epoch: Literal[0, 1] = 0 # epochs are counted from here when compared with `decay_at`
-    augment: bool = True # crops and flips on training images
-    augment_val: bool = True # and on the validation images that teach φ
-    normalisation: Literal['train', 'released'] = 'train' # see `bikd.data.pixel_stats`
-    head_init: Literal['default', 'kaiming'] = 'default' # see `bikd.models.CifarResNet`
-    teacher_mode: Literal['eval', 'eval_bf16', 'train'] = 'eval' # 'eval_bf16': under autocast; 'train': BatchNorm uses batch statistics
-    precision: Literal['float32', 'bf16'] = 'float32' # 'bf16': forward passes of student and teacher under autocast; teachers are trained by their students' precision
-    report: Literal['last', 'val_selected', 'best_on_test'] = 'last' # the accuracy a headline quotes; all three are stored
 
-    @field_validator('decay_at')
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    epochs: int = Field(120, ge=1)
+    batch_size: int = Field(100, ge=1, lt=2**31)  # of training and validation batches
+    lr: float = Field(0.1, gt=0, le=1e38)  # SGD
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, le=1e38)
+    decay_at: tuple[float, ...] = (2 / 3, 5 / 6)  # fractions of the schedule
+    lr_decay: float = Field(0.1, gt=0, le=1)
+    # fraction of the schedule during which the learning rate grows linearly up to lr
+    warmup: float = Field(0.0, ge=0, lt=1)
+    first_epoch: Literal[0, 1] = 0  # epochs are counted from here when compared with `decay_at`
+    augment: bool = True  # crops and flips on training images
+    augment_val: bool = True  # and on the validation images that teach φ
+    normalisation: Literal["train", "released"] = "train"  # see `bikd.data.pixel_stats`
+    head_init: Literal["default", "kaiming"] = "default"  # see `bikd.models.CifarResNet`
+    # 'eval_bf16': under autocast; 'train': BatchNorm uses batch statistics
+    teacher_mode: Literal["eval", "eval_bf16", "train"] = "eval"
+    # 'bf16': forward passes of student and teacher under autocast; teachers are trained by their
+    # students' precision
+    precision: Literal["float32", "bf16"] = "float32"
+    # the accuracy a headline quotes; all three are stored
+    report: Literal["last", "val_selected", "best_on_test"] = "last"
+
+    @field_validator("decay_at")
     @classmethod
     def _within(cls, at):
-        if not all(0 < f <= 1 for f in at): raise ValueError(f"decay_at={at}: fractions of the schedule, above 0 and at most 1.")
+        if not all(0 < f <= 1 for f in at):
+            raise ValueError(f"decay_at={at}: fractions of the schedule, above 0 and at most 1.")
         return at
 
     @property
-    def low(self)->torch.dtype|None: "What forward passes are cast to; None: nothing is cast."; return torch.bfloat16 if self.precision == 'bf16' else None
+    def low(self) -> torch.dtype | None:
+        "What forward passes are cast to; None: nothing is cast."
+        return torch.bfloat16 if self.precision == "bf16" else None
 
-    def decays(self, epoch:int # counted from 0
-              )->int: # how often the learning rate has been decayed when it begins
+    def decays(
+        self,
+        epoch: int,  # counted from 0
+    ) -> int:  # how often the learning rate has been decayed when it begins
         "The number of milestones reached. The first epoch is never decayed; in schedules of a few epochs milestones may fall together."
-        return sum(epoch + self.first_epoch >= max(1 + self.first_epoch, round(f*self.epochs)) for f in self.decay_at)
+        return sum(
+            epoch + self.first_epoch >= max(1 + self.first_epoch, round(f * self.epochs))
+            for f in self.decay_at
+        )
 
-    def lr_at(self, epoch:int # counted from 0
-             )->float: # of that epoch
+    def lr_at(
+        self,
+        epoch: int,  # counted from 0
+    ) -> float:  # of that epoch
         "The student's learning rate: warm-up, then decays."
-        rate, growing, at = self.lr*self.lr_decay**self.decays(epoch), round(self.warmup*self.epochs), epoch + 1 + self.first_epoch
-        return rate*at/growing if at < growing else rate
+        rate, growing, at = (
+            self.lr * self.lr_decay ** self.decays(epoch),
+            round(self.warmup * self.epochs),
+            epoch + 1 + self.first_epoch,
+        )
+        return rate * at / growing if at < growing else rate
 
 # %% ../nbs/05_methods.ipynb #1a79a27c
-_RELEASED = dict(batch_size=128, weight_decay=2e-4, first_epoch=1, report='val_selected', normalisation='released') # of the script for baselines
-PRESETS:dict[str, dict] = {'clean': {}, 'table1': {}, 'paper': {}, 'original': {}, 'released': _RELEASED, 'released-cifar10': _RELEASED} # fields of the protocol, for all methods
+_RELEASED = dict(
+    batch_size=128,
+    weight_decay=2e-4,
+    first_epoch=1,
+    report="val_selected",
+    normalisation="released",
+)  # of the script for baselines
+PRESETS: dict[str, dict] = {
+    "clean": {},
+    "table1": {},
+    "paper": {},
+    "original": {},
+    "released": _RELEASED,
+    "released-cifar10": _RELEASED,
+}  # fields of the protocol, for all methods
 
-def preset(name:str, # a key of `PRESETS`
-           method:str, # a key of `METHODS`
-           protocol:dict|None=None, # fields that override the preset's
-           settings:dict|None=None # likewise, for the method
-          )->tuple[Method, Protocol]:
+
+def preset(
+    name: str,  # a key of `PRESETS`
+    method: str,  # a key of `METHODS`
+    protocol: dict | None = None,  # fields that override the preset's
+    settings: dict | None = None,  # likewise, for the method
+) -> tuple[Method, Protocol]:
     "The method and the protocol that a preset means; `ValueError` for unknown names, pydantic's `ValidationError` for bad values."
-    if name not in PRESETS: raise ValueError(f"preset={name!r} is unknown; there are: {', '.join(PRESETS)}.")
+    if name not in PRESETS:
+        raise ValueError(f"preset={name!r} is unknown; there are: {', '.join(PRESETS)}.")
     cls = get_method(method)
-    own = lambda table: table.get(name, table.get(name.removesuffix('-cifar10'), {}))
-    return cls(**own(cls.presets) | (settings or {})), Protocol(**PRESETS[name] | own(cls.recipes) | (protocol or {}))
+    own = lambda table: table.get(name, table.get(name.removesuffix("-cifar10"), {}))
+    return cls(**own(cls.presets) | (settings or {})), Protocol(
+        **PRESETS[name] | own(cls.recipes) | (protocol or {})
+    )
 
 # %% ../nbs/05_methods.ipynb #1415a1e9
-DIFFERENCES = { # number -> (topic, paper, released code, switch)
-    1: ('when φ moves', 'tested before counting, count runs on', 'counted before testing, reset each epoch', 'update_rule'),
-    2: ('accumulation', 'sum of k', 'mean of k', 'accumulation'),
-    3: ('optimizer of φ', 'Adam (§4.1); plain gradient (Eq. 4-6)', 'Adam + L2 1e-4', 'phi_optimizer, phi_weight_decay'),
-    4: ('learning rate of φ', 'constant', '×0.8 at each decay of the student\'s', 'phi_decay'),
-    5: ('validation loss', 'CE (Eq. 2)', 'CE; hard + soft in the CIFAR-10 command', 'val_loss'),
-    6: ('k', '5', '5; 1 in the CIFAR-10 command', 'k'),
-    7: ('layers of f_φ', 'two hidden, widths not stated', '64, 64; 64 alone for CIFAR-10', 'hidden'),
-    8: ('inputs of f_φ', 'teacher CE, student CE', 'student CE, teacher CE', 'inputs'),
-    9: ('teacher', 'fixed', 'BatchNorm in training mode', 'teacher_mode'),
-    10: ('real and virtual step', 'the same', 'momentum and weight decay only in the real one', 'virtual_step'),
-    11: ('the rest of the recipe', 'one recipe', 'batch, weight decay, τ, milestones, normalisation, selection differ by script',
-         'batch_size, weight_decay, temperature, soft_weight, first_epoch, normalisation, augment_val, report, seed'),
-    12: ('head of the student', 'one network', 'BiKD\'s head is Kaiming-initialised', 'head_init'),
-    13: ('baselines', 'seven', 'CE, KD, DiVE, BKD, WSL', 'methods'),
-    14: ('"unconstrained" weights', 'claimed', 'sigmoid: each in (0, 1)', 'outputs'),
-    15: ('samples in Fig. 3(b)', '50000', '12354 exist at CIFAR-100 ρ=50', 'rho'),
-    16: ('index t of φ', 'epoch (Alg. 1, line 3)', 'batch', 'phi_clock')}
+DIFFERENCES = {  # number -> (topic, paper, released code, switch)
+    1: (
+        "when φ moves",
+        "tested before counting, count runs on",
+        "counted before testing, reset each epoch",
+        "update_rule",
+    ),
+    2: ("accumulation", "sum of k", "mean of k", "accumulation"),
+    3: (
+        "optimizer of φ",
+        "Adam (§4.1); plain gradient (Eq. 4-6)",
+        "Adam + L2 1e-4",
+        "phi_optimizer, phi_weight_decay",
+    ),
+    4: ("learning rate of φ", "constant", "×0.8 at each decay of the student's", "phi_decay"),
+    5: ("validation loss", "CE (Eq. 2)", "CE; hard + soft in the CIFAR-10 command", "val_loss"),
+    6: ("k", "5", "5; 1 in the CIFAR-10 command", "k"),
+    7: (
+        "layers of f_φ",
+        "two hidden, widths not stated",
+        "64, 64; 64 alone for CIFAR-10",
+        "hidden",
+    ),
+    8: ("inputs of f_φ", "teacher CE, student CE", "student CE, teacher CE", "inputs"),
+    9: ("teacher", "fixed", "BatchNorm in training mode", "teacher_mode"),
+    10: (
+        "real and virtual step",
+        "the same",
+        "momentum and weight decay only in the real one",
+        "virtual_step",
+    ),
+    11: (
+        "the rest of the recipe",
+        "one recipe",
+        "batch, weight decay, τ, milestones, normalisation, selection differ by script",
+        "batch_size, weight_decay, temperature, soft_weight, first_epoch, normalisation, augment_val, report, seed",
+    ),
+    12: ("head of the student", "one network", "BiKD's head is Kaiming-initialised", "head_init"),
+    13: ("baselines", "seven", "CE, KD, DiVE, BKD, WSL", "methods"),
+    14: ('"unconstrained" weights', "claimed", "sigmoid: each in (0, 1)", "outputs"),
+    15: ("samples in Fig. 3(b)", "50000", "12354 exist at CIFAR-100 ρ=50", "rho"),
+    16: ("index t of φ", "epoch (Alg. 1, line 3)", "batch", "phi_clock"),
+}

@@ -14,121 +14,178 @@ from torch import Tensor, nn
 from .basics import counted
 
 # %% ../nbs/01_models.ipynb #1961c040
-def _conv_bn(c_in:int, c_out:int, size:int, stride:int)->list[nn.Module]:
-    return [nn.Conv2d(c_in, c_out, size, stride, padding=size//2, bias=False), nn.BatchNorm2d(c_out)]
+def _conv_bn(c_in: int, c_out: int, size: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(c_in, c_out, size, stride, padding=size // 2, bias=False),
+        nn.BatchNorm2d(c_out),
+    ]
+
 
 class BasicBlock(nn.Module):
     "Two 3×3 convolutions with BatchNorm around a shortcut; `(B, c_in, H, W)` to `(B, c_out, H/stride, W/stride)`."
-    def __init__(self,
-                 c_in:int, # channels in
-                 c_out:int, # channels out
-                 stride:int): # 1, or 2 to halve the image
+
+    def __init__(
+        self,
+        c_in: int,  # channels in
+        c_out: int,  # channels out
+        stride: int,  # 1, or 2 to halve the image
+    ):
         super().__init__()
-        self.body = nn.Sequential(*_conv_bn(c_in, c_out, 3, stride), nn.ReLU(), *_conv_bn(c_out, c_out, 3, 1))
+        self.body = nn.Sequential(
+            *_conv_bn(c_in, c_out, 3, stride), nn.ReLU(), *_conv_bn(c_out, c_out, 3, 1)
+        )
         same = stride == 1 and c_in == c_out
         self.shortcut = nn.Identity() if same else nn.Sequential(*_conv_bn(c_in, c_out, 1, stride))
 
-    def forward(self, x:Tensor)->Tensor: return (self.body(x) + self.shortcut(x)).relu()
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.body(x) + self.shortcut(x)).relu()
 
 # %% ../nbs/01_models.ipynb #f135eb22
 class CifarResNet(nn.Module):
     "CIFAR ResNet: stem, three stages of `BasicBlock`, average pooling, linear head. `(B, in_channels, H, W)` to logits `(B, num_classes)`."
-    def __init__(self,
-                 depth:int, # 6n+2 weighted layers
-                 widths:tuple[int, int, int, int], # channels of the stem and the three stages
-                 num_classes:int, # C
-                 in_channels:int=3, # 1 for grey images
-                 head_init:str='default'): # 'default' or 'kaiming' (fan-out, zero bias)
+
+    def __init__(
+        self,
+        depth: int,  # 6n+2 weighted layers
+        widths: tuple[int, int, int, int],  # channels of the stem and the three stages
+        num_classes: int,  # C
+        in_channels: int = 3,  # 1 for grey images
+        head_init: str = "default",  # 'default' or 'kaiming' (fan-out, zero bias)
+    ):
         super().__init__()
         stem, *stages = widths
         layers, c_in = [*_conv_bn(in_channels, stem, 3, 1), nn.ReLU()], stem
         for i, c in enumerate(stages):
-            for j in range((depth - 2)//6):
-                layers.append(BasicBlock(c_in, c, stride=2 if i and not j else 1)); c_in = c
+            for j in range((depth - 2) // 6):
+                layers.append(BasicBlock(c_in, c, stride=2 if i and not j else 1))
+                c_in = c
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(c_in, num_classes)
         for m in self.features.modules():
-            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
-        if head_init == 'kaiming':
-            nn.init.kaiming_normal_(self.head.weight, mode='fan_out', nonlinearity='relu'); nn.init.zeros_(self.head.bias)
-        elif head_init != 'default': raise ValueError(f"head_init={head_init!r} is unknown; there are: 'default', 'kaiming'.")
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        if head_init == "kaiming":
+            nn.init.kaiming_normal_(self.head.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(self.head.bias)
+        elif head_init != "default":
+            raise ValueError(
+                f"head_init={head_init!r} is unknown; there are: 'default', 'kaiming'."
+            )
 
-    def forward(self, x:Tensor)->Tensor: return self.head(self.features(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
 
 # %% ../nbs/01_models.ipynb #e94d7df5
 DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
-def check_model(name:str # as `create_model`
-               )->str: # the same name
+
+def check_model(
+    name: str,  # as `create_model`
+) -> str:  # the same name
     """The name, if a net of that name can be made; `ValueError` lists the names there are.
 
     Imports what `'package.module:factory'` names, builds nothing."""
-    if re.fullmatch(rf"resnet({'|'.join(map(str, DEPTHS))})(x4)?", name): return name
-    if ':' not in name:
-        raise ValueError(f"net {name!r} is unknown; there are resnet{{{', '.join(map(str, DEPTHS))}}}, each with or without x4, "
-                         "and 'package.module:factory'.")
+    if re.fullmatch(rf"resnet({'|'.join(map(str, DEPTHS))})(x4)?", name):
+        return name
+    if ":" not in name:
+        raise ValueError(
+            f"net {name!r} is unknown; there are resnet{{{', '.join(map(str, DEPTHS))}}}, each with or without x4, "
+            "and 'package.module:factory'."
+        )
     _factory(name)
     return name
 
-def _factory(name:str):
-    module, attr = name.split(':', 1)
-    try: return getattr(importlib.import_module(module), attr)
-    except (ImportError, AttributeError) as e: raise ValueError(f"net {name!r} cannot be imported: {e}") from e
+
+def _factory(name: str):
+    module, attr = name.split(":", 1)
+    try:
+        return getattr(importlib.import_module(module), attr)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"net {name!r} cannot be imported: {e}") from e
 
 # %% ../nbs/01_models.ipynb #e9293d5d
-def create_model(name:str, # 'resnet8', 'resnet32x4', ..., or 'package.module:factory'
-                 num_classes:int, # C
-                 in_channels:int=3, # image channels
-                 head_init:str='default', # 'default' or 'kaiming', see `CifarResNet`
-                 seed:int|None=None # counted initial weights; None draws from the global generator
-                )->nn.Module: # freshly initialised, in train mode
+def create_model(
+    name: str,  # 'resnet8', 'resnet32x4', ..., or 'package.module:factory'
+    num_classes: int,  # C
+    in_channels: int = 3,  # image channels
+    head_init: str = "default",  # 'default' or 'kaiming', see `CifarResNet`
+    seed: int | None = None,  # counted initial weights; None draws from the global generator
+) -> nn.Module:  # freshly initialised, in train mode
     "A net by name (§4.1). `ValueError` for an unknown name or head."
     check_model(name)
-    if num_classes < 1 or in_channels < 1: raise ValueError(f"num_classes={num_classes}, in_channels={in_channels}: both must be at least 1.")
+    if num_classes < 1 or in_channels < 1:
+        raise ValueError(
+            f"num_classes={num_classes}, in_channels={in_channels}: both must be at least 1."
+        )
     if seed is not None:
-        with counted(seed, 'init', name): return create_model(name, num_classes, in_channels, head_init)
-    if ':' not in name:
-        depth, _, wide = name.removeprefix('resnet').partition('x')
-        return CifarResNet(int(depth), (32, 64, 128, 256) if wide else (16, 16, 32, 64), num_classes, in_channels, head_init)
-    if head_init != 'default': raise ValueError(f"head_init={head_init!r} is known for the built-in nets only, not for {name!r}.")
+        with counted(seed, "init", name):
+            return create_model(name, num_classes, in_channels, head_init)
+    if ":" not in name:
+        depth, _, wide = name.removeprefix("resnet").partition("x")
+        return CifarResNet(
+            int(depth),
+            (32, 64, 128, 256) if wide else (16, 16, 32, 64),
+            num_classes,
+            in_channels,
+            head_init,
+        )
+    if head_init != "default":
+        raise ValueError(
+            f"head_init={head_init!r} is known for the built-in nets only, not for {name!r}."
+        )
     factory = _factory(name)
     known = inspect.signature(factory).parameters
-    return factory(num_classes=num_classes, **({'in_channels': in_channels} if 'in_channels' in known else {}))
+    return factory(
+        num_classes=num_classes, **({"in_channels": in_channels} if "in_channels" in known else {})
+    )
 
 # %% ../nbs/01_models.ipynb #d145b23f
 @torch.no_grad()
-def check_logits(net:nn.Module, # any module; left as it is
-                 x:Tensor, # one image `(1, channels, H, W)`
-                 num_classes:int, # C
-                 who:str='net' # how the message calls it
-                ):
+def check_logits(
+    net: nn.Module,  # any module; left as it is
+    x: Tensor,  # one image `(1, channels, H, W)`
+    num_classes: int,  # C
+    who: str = "net",  # how the message calls it
+):
     "Refuse, with a `ValueError`, a net that does not turn one image into logits `(1, C)`."
-    if not isinstance(net, nn.Module): raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
-    try: out = copy.deepcopy(net).eval()(x)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
+    try:
+        out = copy.deepcopy(net).eval()(x)
     except Exception as e:
-        raise ValueError(f"the {who} fails on an image of shape {tuple(x.shape[1:])} and dtype {x.dtype} ({type(e).__name__}: {e}).") from e
+        raise ValueError(
+            f"the {who} fails on an image of shape {tuple(x.shape[1:])} and dtype {x.dtype} ({type(e).__name__}: {e})."
+        ) from e
     if not isinstance(out, Tensor) or out.shape != (1, num_classes) or not out.is_floating_point():
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"the {who} returns {got} for one image; expected logits of shape (1, {num_classes}): one number per class.")
+        raise ValueError(
+            f"the {who} returns {got} for one image; expected logits of shape (1, {num_classes}): one number per class."
+        )
 
 # %% ../nbs/01_models.ipynb #bc0d2aa6
-def count_params(model:nn.Module)->int:
+def count_params(model: nn.Module) -> int:
     "Trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
+
 @torch.no_grad()
-def count_macs(model:nn.Module, # any module of convolutions and linear layers
-               in_shape:tuple[int, int, int]=(3, 32, 32) # (channels, H, W) of one image
-              )->int: # multiply-accumulates per image
+def count_macs(
+    model: nn.Module,  # any module of convolutions and linear layers
+    in_shape: tuple[int, int, int] = (3, 32, 32),  # (channels, H, W) of one image
+) -> int:  # multiply-accumulates per image
     "Multiply-accumulates of `Conv2d` and `Linear` layers in one forward pass; BatchNorm, biases and additions are not counted."
     total, hooks, was_training = 0, [], model.training
+
     def count(m, _, out):
         nonlocal total
         total += out.numel() * (m.weight[0].numel() if isinstance(m, nn.Conv2d) else m.in_features)
+
     for m in model.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)): hooks.append(m.register_forward_hook(count))
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            hooks.append(m.register_forward_hook(count))
     p = next(model.parameters())
     model.eval()(torch.zeros(1, *in_shape, device=p.device, dtype=p.dtype))
-    for h in hooks: h.remove()
+    for h in hooks:
+        h.remove()
     model.train(was_training)
     return total

@@ -17,80 +17,178 @@ from .methods import Method, Protocol, get_method, preset, wants_val
 from .training import train
 
 # %% ../nbs/09_own_data.ipynb #22a2472f
-def as_images(pixels, # uint8 `(N, channels, H, W)` or `(N, H, W)`, array or tensor, H = W
-              labels # integers `(N,)`, 0 .. C-1
-             )->Images:
+def as_images(
+    pixels,  # uint8 `(N, channels, H, W)` or `(N, H, W)`, array or tensor, H = W
+    labels,  # integers `(N,)`, 0 .. C-1
+) -> Images:
     "Images as `bikd.data` keeps them; `ValueError` for other shapes, dtypes or lengths."
     pixels, labels = map(np.asarray, (pixels, labels))
-    if labels.dtype.kind not in 'iu' or labels.shape != (len(pixels),):
-        raise ValueError(f"labels have shape {labels.shape} and dtype {labels.dtype}; expected {len(pixels)} integers, one for each image.")
-    if not len(pixels): raise ValueError("there is no image.")
+    if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),):
+        raise ValueError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; expected {len(pixels)} integers, one for each image."
+        )
+    if not len(pixels):
+        raise ValueError("there is no image.")
     pixels, labels = torch.as_tensor(pixels), torch.as_tensor(labels)
-    if pixels.ndim == 3: pixels = pixels[:, None]
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[2] != pixels.shape[3]:
-        raise ValueError(f"images have shape {tuple(pixels.shape)} and dtype {pixels.dtype}; "
-                         "expected uint8 pixels (0 to 255) of shape (N, channels, H, W) with H = W.")
-    labels = labels.to(torch.int64) # unsigned ones have no minimum
-    if labels.max() >= 10**6: raise ValueError(f"label {labels.max().item()} is too large; classes are numbered from 0 to C-1, without gaps.")
-    if labels.min() < 0: raise ValueError(f"label {labels.min().item()} is negative; classes are numbered from 0.")
+        raise ValueError(
+            f"images have shape {tuple(pixels.shape)} and dtype {pixels.dtype}; "
+            "expected uint8 pixels (0 to 255) of shape (N, channels, H, W) with H = W."
+        )
+    labels = labels.to(torch.int64)  # unsigned ones have no minimum
+    if labels.max() >= 10**6:
+        raise ValueError(
+            f"label {labels.max().item()} is too large; classes are numbered from 0 to C-1, without gaps."
+        )
+    if labels.min() < 0:
+        raise ValueError(f"label {labels.min().item()} is negative; classes are numbered from 0.")
     return Images(pixels.contiguous(), labels.long().contiguous())
 
-def hold_out(images:Images, # labelled images
-             per_class:int|None=None, # how many of each class; default a fifth of the smallest class, at most 100
-             seed:int=0 # which ones
-            )->tuple[Images, Images]: # the rest, and the balanced hold-out
+
+def hold_out(
+    images: Images,  # labelled images
+    # how many of each class; default a fifth of the smallest class, at most 100
+    per_class: int | None = None,
+    seed: int = 0,  # which ones
+) -> tuple[Images, Images]:  # the rest, and the balanced hold-out
     "Set the same number of images of every class aside."
     n = images.labels.bincount()
-    if (n == 0).any(): raise ValueError(f"class {n.argmin().item()} has no image: number the classes 0 to C-1 without gaps, or add images.")
-    per_class = min(100, max(1, n.min().item()//5)) if per_class is None else per_class
+    if (n == 0).any():
+        raise ValueError(
+            f"class {n.argmin().item()} has no image: number the classes 0 to C-1 without gaps, or add images."
+        )
+    per_class = min(100, max(1, n.min().item() // 5)) if per_class is None else per_class
     if not 1 <= per_class < n.min():
-        raise ValueError(f"{per_class} validation images of each class cannot be set aside: class {n.argmin().item()} has {n.min().item()} in all and must keep one. "
-                         "Give a val_per_class that fits, or balanced images of your own as val_images and val_labels.")
-    shuffled = lambda ids, c: ids[torch.randperm(len(ids), generator=generator(seed, 'hold out', c))]
-    out = torch.cat([shuffled(torch.nonzero(images.labels == c)[:, 0], c)[:per_class] for c in range(len(n))])
-    keep = torch.ones(len(images), dtype=torch.bool); keep[out] = False
+        raise ValueError(
+            f"{per_class} validation images of each class cannot be set aside: class {n.argmin().item()} has {n.min().item()} in all and must keep one. "
+            "Give a val_per_class that fits, or balanced images of your own as val_images and val_labels."
+        )
+    shuffled = lambda ids, c: ids[
+        torch.randperm(len(ids), generator=generator(seed, "hold out", c))
+    ]
+    out = torch.cat(
+        [shuffled(torch.nonzero(images.labels == c)[:, 0], c)[:per_class] for c in range(len(n))]
+    )
+    keep = torch.ones(len(images), dtype=torch.bool)
+    keep[out] = False
     return images.take(torch.nonzero(keep)[:, 0]), images.take(out)
 
 # %% ../nbs/09_own_data.ipynb #d90b3f26
 @dataclass(frozen=True)
 class Distilled:
     "What `distill` gives back."
-    student: nn.Module # trained, in `eval()` mode
-    method: Method # with what it learned, e.g. BiKD's `weight_net`
-    history: pd.DataFrame # a row per epoch
-    class_weights: pd.DataFrame # columns epoch, class, w_<term>
-    split: Split # what was used for what
 
-def distill(teacher:nn.Module, # trained; logits `(B, C)`; copied and frozen
-            student:nn.Module, # logits `(B, C)`; trained in place
-            images, labels, # imbalanced training set: uint8 `(N, channels, H, W)`, integers `(N,)`
-            val_images=None, val_labels=None, # balanced validation set; default: set aside from the training images, if the method learns from it
-            val_per_class:int|None=None, # how many of each class to set aside; default as `hold_out`
-            *, method:str='bikd', # a key of `bikd.methods.METHODS`
-            preset_name:str='clean', # a key of `bikd.methods.PRESETS`
-            mean=None, std=None, # per channel, of pixels in [0, 1]; default: those of the training images
-            pad:int=4, flip:bool=True, # augmentation: random crops after padding, mirror images
-            seed:int=0, device='cpu', checkpoint=None, memo=None, compile:bool|None=None, show:bool=True, # see `bikd.training.train`
-            **fields # of the method (`k=1`) and of the protocol (`epochs=60`)
-           )->Distilled:
+    student: nn.Module  # trained, in `eval()` mode
+    method: Method  # with what it learned, e.g. BiKD's `weight_net`
+    history: pd.DataFrame  # a row per epoch
+    class_weights: pd.DataFrame  # columns epoch, class, w_<term>
+    split: Split  # what was used for what
+
+
+def distill(
+    teacher: nn.Module,  # trained; logits `(B, C)`; copied and frozen
+    student: nn.Module,  # logits `(B, C)`; trained in place
+    images,
+    labels,  # imbalanced training set: uint8 `(N, channels, H, W)`, integers `(N,)`
+    val_images=None,
+    # balanced validation set; default: set aside from the training images, if the method learns
+    # from it
+    val_labels=None,
+    val_per_class: int | None = None,  # how many of each class to set aside; default as `hold_out`
+    *,
+    method: str = "bikd",  # a key of `bikd.methods.METHODS`
+    preset_name: str = "clean",  # a key of `bikd.methods.PRESETS`
+    mean=None,
+    std=None,  # per channel, of pixels in [0, 1]; default: those of the training images
+    pad: int = 4,
+    flip: bool = True,  # augmentation: random crops after padding, mirror images
+    seed: int = 0,
+    device="cpu",
+    checkpoint=None,
+    memo=None,
+    compile: bool | None = None,
+    show: bool = True,  # see `bikd.training.train`
+    **fields,  # of the method (`k=1`) and of the protocol (`epochs=60`)
+) -> Distilled:
     "Distil a teacher into a student on imbalanced images. `ValueError` for what does not fit together; else as `bikd.training.train`."
-    if (val_images is None) != (val_labels is None): raise ValueError("val_images and val_labels are given together or not at all.")
-    if val_images is not None and val_per_class: raise ValueError(f"val_per_class={val_per_class} sets images aside, and val_images are given: one of the two.")
-    if idle := {'head_init', 'report'} & set(fields) | ({'normalisation'} & set(fields) if mean is not None else set()): raise ValueError(f"{', '.join(sorted(idle))} would change nothing here: the net is yours, so are the numbers you quote, and mean and std say how pixels are scaled.")
-    if (mean is None) != (std is None): raise ValueError("mean and std are given together or not at all.")
+    if (val_images is None) != (val_labels is None):
+        raise ValueError("val_images and val_labels are given together or not at all.")
+    if val_images is not None and val_per_class:
+        raise ValueError(
+            f"val_per_class={val_per_class} sets images aside, and val_images are given: one of the two."
+        )
+    if idle := {"head_init", "report"} & set(fields) | (
+        {"normalisation"} & set(fields) if mean is not None else set()
+    ):
+        raise ValueError(
+            f"{', '.join(sorted(idle))} would change nothing here: the net is yours, so are the numbers you quote, and mean and std say how pixels are scaled."
+        )
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std are given together or not at all.")
     pool = as_images(images, labels)
-    if pool.labels.max() == 0: raise ValueError("all labels are 0: with one class there is nothing to tell apart.")
+    if pool.labels.max() == 0:
+        raise ValueError("all labels are 0: with one class there is nothing to tell apart.")
     nothing = Images(pool.pixels[:0], pool.labels[:0])
-    if val_images is not None: rest, val = pool, as_images(val_images, val_labels)
-    elif wants_val(get_method(method)) or val_per_class: rest, val = hold_out(pool, val_per_class, seed)
-    else: rest, val = pool, nothing
+    if val_images is not None:
+        rest, val = pool, as_images(val_images, val_labels)
+    elif wants_val(get_method(method)) or val_per_class:
+        rest, val = hold_out(pool, val_per_class, seed)
+    else:
+        rest, val = pool, nothing
     n = rest.labels.bincount()
-    split = Split('own', (n.max()/n[n > 0].min()).item(), seed, rest, val, nothing, Views(pool.pixels.shape[-1], pad, flip))
-    mine = get_method(method).model_fields; settings = {k: v for k, v in fields.items() if k in mine}
-    if unknown := [k for k in fields if k not in mine and k not in Protocol.model_fields]: raise ValueError(f"{unknown[0]!r} is a field neither of method {method!r} ({', '.join(mine) or 'it has none'}) nor of the protocol ({', '.join(Protocol.model_fields)}).")
-    m, protocol = preset(preset_name, method, {k: v for k, v in fields.items() if k not in settings}, settings)
-    if mean is not None and not all(0 <= m <= 1 for m in torch.as_tensor(mean).reshape(-1).tolist()): raise ValueError(f"mean={mean}: means of pixels scaled to [0, 1] were expected; divide by 255.")
-    stats = None if mean is None else tuple(torch.as_tensor(t, dtype=torch.float32).reshape(-1) for t in (mean, std))
-    if len(m.taught_by) > 1: raise ValueError(f"method {method!r} is taught by {len(m.taught_by)} nets, each trained in its own way ({', '.join(m.taught_by)}); distill takes one teacher. Use another method, or bikd.runs.run.")
-    _, progress = train(student, m, split, protocol, teacher=teacher, seed=seed, device=device, checkpoint=checkpoint, memo=memo, compile=compile, show=show, stats=stats)
-    return Distilled(student.eval(), m, pd.DataFrame(progress.history), pd.DataFrame(progress.weight_rows(m.terms)), split)
+    split = Split(
+        "own",
+        (n.max() / n[n > 0].min()).item(),
+        seed,
+        rest,
+        val,
+        nothing,
+        Views(pool.pixels.shape[-1], pad, flip),
+    )
+    mine = get_method(method).model_fields
+    settings = {k: v for k, v in fields.items() if k in mine}
+    if unknown := [k for k in fields if k not in mine and k not in Protocol.model_fields]:
+        raise ValueError(
+            f"{unknown[0]!r} is a field neither of method {method!r} ({', '.join(mine) or 'it has none'}) nor of the protocol ({', '.join(Protocol.model_fields)})."
+        )
+    m, protocol = preset(
+        preset_name, method, {k: v for k, v in fields.items() if k not in settings}, settings
+    )
+    if mean is not None and not all(
+        0 <= m <= 1 for m in torch.as_tensor(mean).reshape(-1).tolist()
+    ):
+        raise ValueError(
+            f"mean={mean}: means of pixels scaled to [0, 1] were expected; divide by 255."
+        )
+    stats = (
+        None
+        if mean is None
+        else tuple(torch.as_tensor(t, dtype=torch.float32).reshape(-1) for t in (mean, std))
+    )
+    if len(m.taught_by) > 1:
+        raise ValueError(
+            f"method {method!r} is taught by {len(m.taught_by)} nets, each trained in its own way ({', '.join(m.taught_by)}); distill takes one teacher. Use another method, or bikd.runs.run."
+        )
+    _, progress = train(
+        student,
+        m,
+        split,
+        protocol,
+        teacher=teacher,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        memo=memo,
+        compile=compile,
+        show=show,
+        stats=stats,
+    )
+    return Distilled(
+        student.eval(),
+        m,
+        pd.DataFrame(progress.history),
+        pd.DataFrame(progress.weight_rows(m.terms)),
+        split,
+    )

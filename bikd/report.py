@@ -20,196 +20,370 @@ from .basics import atomic_write, make_folder
 from .weight_net import weight_surface
 
 # %% ../nbs/08_report.ipynb #4ab81065
-TEXT_WIDTH = 4.80 # inches, LNCS
+TEXT_WIDTH = 4.80  # inches, LNCS
 
-STYLE = {'font.size': 7, 'axes.titlesize': 7, 'axes.labelsize': 7, 'xtick.labelsize': 6.5, 'ytick.labelsize': 6.5, 'legend.fontsize': 6.5,
-         'legend.frameon': False, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.1,
-         'lines.markersize': 2.5, 'figure.dpi': 160, 'figure.constrained_layout.use': True, 'image.cmap': 'viridis'}
+STYLE = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 2.5,
+    "figure.dpi": 160,
+    "figure.constrained_layout.use": True,
+    "image.cmap": "viridis",
+}
 
-COLOURS = dict(teacher='#000000', ce='#7F7F7F', kd='#0072B2', bikd='#D55E00', bkd='#009E73', cckd='#CC79A7',
-               wsl='#E69F00', rwkd='#56B4E9', lfme='#8C6D31', dive='#882255', bsce='#332288', ltkd='#DDCC77', l2rw='#44AA99', mwn='#AA4499', mwn_ci='#CC6677', ce_balanced='#117733')
-LABELS = dict(teacher='Teacher (CE)', ce='Student (CE)', kd='KD', bikd='BiKD', bkd='BKD', cckd='CCKD',
-              wsl='WSL', rwkd='RWKD', lfme='LFME', dive='DiVE', # as Table 1 prints them
-              bsce='Balanced softmax', ce_balanced='CE by class-balanced batches', ce_val='CE on train ∪ val', kd_val='KD on train ∪ val', bsce_val='Balanced softmax on train ∪ val', ltkd='LTKD', l2rw='L2RW',
-              mwn='Meta-Weight-Net', mwn_ci='Meta-Weight-Net (imbalance)', teacher_bsce='Teacher (balanced softmax)',
-              expert_head='LFME expert, head', expert_medium='LFME expert, medium', expert_tail='LFME expert, tail')
+COLOURS = dict(
+    teacher="#000000",
+    ce="#7F7F7F",
+    kd="#0072B2",
+    bikd="#D55E00",
+    bkd="#009E73",
+    cckd="#CC79A7",
+    wsl="#E69F00",
+    rwkd="#56B4E9",
+    lfme="#8C6D31",
+    dive="#882255",
+    bsce="#332288",
+    ltkd="#DDCC77",
+    l2rw="#44AA99",
+    mwn="#AA4499",
+    mwn_ci="#CC6677",
+    ce_balanced="#117733",
+)
+LABELS = dict(
+    teacher="Teacher (CE)",
+    ce="Student (CE)",
+    kd="KD",
+    bikd="BiKD",
+    bkd="BKD",
+    cckd="CCKD",
+    wsl="WSL",
+    rwkd="RWKD",
+    lfme="LFME",
+    dive="DiVE",  # as Table 1 prints them
+    bsce="Balanced softmax",
+    ce_balanced="CE by class-balanced batches",
+    ce_val="CE on train ∪ val",
+    kd_val="KD on train ∪ val",
+    bsce_val="Balanced softmax on train ∪ val",
+    ltkd="LTKD",
+    l2rw="L2RW",
+    mwn="Meta-Weight-Net",
+    mwn_ci="Meta-Weight-Net (imbalance)",
+    teacher_bsce="Teacher (balanced softmax)",
+    expert_head="LFME expert, head",
+    expert_medium="LFME expert, medium",
+    expert_tail="LFME expert, tail",
+)
 
-def colour(method:str # a method's name
-          )->str: # hex colour
+
+def colour(
+    method: str,  # a method's name
+) -> str:  # hex colour
     "The method's colour in every figure, shared with its control on train ∪ val; grey-violet for one that is not known."
-    return COLOURS.get(method.removesuffix('_val'), '#6A5ACD')
+    return COLOURS.get(method.removesuffix("_val"), "#6A5ACD")
+
 
 @contextmanager
 def paper_style():
     "Figures made inside are drawn for print."
     with mpl.rc_context(STYLE):
         yield
-        shown = mpl.is_interactive() # a notebook's backend switches this on with the first figure: keep it, or later ones stay unseen
+        shown = mpl.is_interactive()  # a notebook's backend switches this on with the first figure: keep it, or later ones stay unseen
     mpl.interactive(shown)
 
 # %% ../nbs/08_report.ipynb #d42708fa
-def save_figure(fig:Figure, # drawn
-                stem, # path without its ending; the folder is made if missing
-                data:pd.DataFrame|None=None # the plotted numbers; None: of a drawing, which has none
-               )->list[Path]: # the files
+def save_figure(
+    fig: Figure,  # drawn
+    stem,  # path without its ending; the folder is made if missing
+    data: pd.DataFrame | None = None,  # the plotted numbers; None: of a drawing, which has none
+) -> list[Path]:  # the files
     "Write `stem.pdf`, `stem.png` and, of a plot, `stem.csv`, without dates."
-    stem = Path(stem); make_folder(stem.parent)
-    files = [stem.with_name(stem.name + e) for e in ('.pdf', '.png', '.csv')][:2 if data is None else 3]
-    for _ in range(3): fig.draw_without_rendering() # the layout settles,
-    fig.set_layout_engine('none') # and stays: how often and at which resolution a figure was drawn before must not show in its bytes
-    def drawn(**kw): buffer = io.BytesIO(); fig.savefig(buffer, **kw); return buffer.getvalue()
-    atomic_write(files[0], drawn(format='pdf', metadata=dict(CreationDate=None, Creator=None, Producer=None)))
-    atomic_write(files[1], drawn(format='png', dpi=220, metadata=dict(Software=None)))
-    if data is not None: atomic_write(files[2], data.to_csv())
+    stem = Path(stem)
+    make_folder(stem.parent)
+    files = [stem.with_name(stem.name + e) for e in (".pdf", ".png", ".csv")][
+        : 2 if data is None else 3
+    ]
+    for _ in range(3):
+        fig.draw_without_rendering()  # the layout settles,
+    fig.set_layout_engine(
+        "none"
+    )  # and stays: how often and at which resolution a figure was drawn before must not show in its bytes
+
+    def drawn(**kw):
+        buffer = io.BytesIO()
+        fig.savefig(buffer, **kw)
+        return buffer.getvalue()
+
+    atomic_write(
+        files[0], drawn(format="pdf", metadata=dict(CreationDate=None, Creator=None, Producer=None))
+    )
+    atomic_write(files[1], drawn(format="png", dpi=220, metadata=dict(Software=None)))
+    if data is not None:
+        atomic_write(files[2], data.to_csv())
     return files
 
 # %% ../nbs/08_report.ipynb #0ea9eea0
-def plot_counts(n_per_class, # training images per class, label order
-                n_val_per_class:int # validation images per class
-               )->Figure:
+def plot_counts(
+    n_per_class,  # training images per class, label order
+    n_val_per_class: int,  # validation images per class
+) -> Figure:
     "Class sizes on a log scale, coloured by group, with the validation set's level."
-    groups, shades = shot_groups(n_per_class), ('#333333', '#888888', '#C8C8C8')
+    groups, shades = shot_groups(n_per_class), ("#333333", "#888888", "#C8C8C8")
     with paper_style():
         fig, ax = plt.subplots(figsize=(TEXT_WIDTH, 1.5))
         for (g, cs), s in zip(groups.items(), shades):
-            if cs: ax.bar(cs, [n_per_class[c] for c in cs], color=s, label=f'{g} ({len(cs)})')
-        ax.axhline(n_val_per_class, ls=':', lw=.8, c=COLOURS['bikd'], label=f'validation: {n_val_per_class} each')
+            if cs:
+                ax.bar(cs, [n_per_class[c] for c in cs], color=s, label=f"{g} ({len(cs)})")
+        ax.axhline(
+            n_val_per_class,
+            ls=":",
+            lw=0.8,
+            c=COLOURS["bikd"],
+            label=f"validation: {n_val_per_class} each",
+        )
         if len(n_per_class) <= 20:
-            for c, n in enumerate(n_per_class): ax.text(c, n, n, ha='center', va='bottom', fontsize=6)
+            for c, n in enumerate(n_per_class):
+                ax.text(c, n, n, ha="center", va="bottom", fontsize=6)
             ax.set_xticks(range(len(n_per_class)))
-        ax.set(yscale='log', xlabel='class', ylabel='training images'); ax.margins(y=.15); ax.legend(loc='upper right', ncols=2)
+        ax.set(yscale="log", xlabel="class", ylabel="training images")
+        ax.margins(y=0.15)
+        ax.legend(loc="upper right", ncols=2)
     return fig
 
 # %% ../nbs/08_report.ipynb #24a5321d
-def by_method(runs # `Run`s
-             )->dict[str, list[Run]]: # in order of first appearance
+def by_method(
+    runs,  # `Run`s
+) -> dict[str, list[Run]]:  # in order of first appearance
     "Runs grouped by their method's name."
     out = {}
-    for r in runs: out.setdefault(r.config.method, []).append(r)
+    for r in runs:
+        out.setdefault(r.config.method, []).append(r)
     return out
 
-def alike(runs # `Run`s that are to be averaged
-         )->list[Run]: # in order of seeds
+
+def alike(
+    runs,  # `Run`s that are to be averaged
+) -> list[Run]:  # in order of seeds
     "The same runs, if they, and their teachers where these lie beside them, differ in nothing but their seeds and what follows from them; `ValueError` otherwise."
-    seedless = lambda r: (r.config.model_copy(update=dict(seed=0, teacher_run=None, expert_runs=())).model_dump_json(), r.summary.get('method_code'))
-    settings, teachers = {seedless(r) for r in runs}, {tuple(map(seedless, r.teachers)) for r in runs if r.teachers}
-    if len(settings) > 1 or len(teachers) > 1 or len({r.config.seed for r in runs}) < len(runs): # the same seed twice: other teachers
+    seedless = lambda r: (
+        r.config.model_copy(
+            update=dict(seed=0, teacher_run=None, expert_runs=())
+        ).model_dump_json(),
+        r.summary.get("method_code"),
+    )
+    settings, teachers = (
+        {seedless(r) for r in runs},
+        {tuple(map(seedless, r.teachers)) for r in runs if r.teachers},
+    )
+    if (
+        len(settings) > 1 or len(teachers) > 1 or len({r.config.seed for r in runs}) < len(runs)
+    ):  # the same seed twice: other teachers
         c = runs[0].config
-        raise ValueError(f"the {len(runs)} runs of {c.method} on {c.dataset} at ρ = {c.rho:g} differ in more than their seed (settings, or the teacher): they cannot be averaged. Give each kind a folder of its own.")
+        raise ValueError(
+            f"the {len(runs)} runs of {c.method} on {c.dataset} at ρ = {c.rho:g} differ in more than their seed (settings, or the teacher): they cannot be averaged. Give each kind a folder of its own."
+        )
     return sorted(runs, key=lambda r: r.config.seed)
 
-def plot_curves(runs, # finished `Run`s, any methods and seeds
-                columns=(('val_acc_pct', 'validation accuracy (%)'), ('test_acc_pct', 'test accuracy (%)')) # of `metrics.csv`, with axis labels
-               )->Figure:
+
+def plot_curves(
+    runs,  # finished `Run`s, any methods and seeds
+    # of `metrics.csv`, with axis labels
+    columns=(("val_acc_pct", "validation accuracy (%)"), ("test_acc_pct", "test accuracy (%)")),
+) -> Figure:
     "A panel per column, a line per method over epochs; same limits on all panels."
     with paper_style():
-        fig, axs = plt.subplots(1, len(columns), figsize=(TEXT_WIDTH, 1.9), sharey=True, squeeze=False)
+        fig, axs = plt.subplots(
+            1, len(columns), figsize=(TEXT_WIDTH, 1.9), sharey=True, squeeze=False
+        )
         for ax, (col, label) in zip(axs[0], columns):
             for m, rs in by_method(runs).items():
-                table = pd.concat([r.metrics.set_index('epoch')[col] for r in alike(rs)], axis=1)
+                table = pd.concat([r.metrics.set_index("epoch")[col] for r in alike(rs)], axis=1)
                 ax.plot(table.index, table.mean(axis=1), c=colour(m), label=LABELS.get(m, m))
-                ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour(m), alpha=.2, lw=0)
-            ax.set(xlabel='epoch', ylabel=label); ax.tick_params(labelleft=True)
-        axs[0, -1].legend(loc='lower right')
+                ax.fill_between(
+                    table.index,
+                    table.min(axis=1),
+                    table.max(axis=1),
+                    color=colour(m),
+                    alpha=0.2,
+                    lw=0,
+                )
+            ax.set(xlabel="epoch", ylabel=label)
+            ax.tick_params(labelleft=True)
+        axs[0, -1].legend(loc="lower right")
     return fig
 
 # %% ../nbs/08_report.ipynb #d7d22b83
-def spread(values # numbers, None where there is none
-          )->str: # '76.4 ± 0.8', '76.4', or '-'
+def spread(
+    values,  # numbers, None where there is none
+) -> str:  # '76.4 ± 0.8', '76.4', or '-'
     "Mean ± sample standard deviation."
     v = pd.Series([x for x in values if x is not None], dtype=float)
-    return '-' if not len(v) else f'{v.mean():.2f}' if len(v) == 1 else f'{v.mean():.2f} ± {v.std():.2f}'
+    return (
+        "-"
+        if not len(v)
+        else f"{v.mean():.2f}"
+        if len(v) == 1
+        else f"{v.mean():.2f} ± {v.std():.2f}"
+    )
 
-ACCURACIES = {'last': 'test_acc_pct_last', 'val-selected': 'test_acc_pct_val_selected', 'best on test': 'test_acc_pct_best_on_test',
-              **{g: f'{g}_acc_pct' for g in GROUPS}} # column -> key of `summary.json`
 
-def accuracy_table(runs # finished `Run`s
-                  )->pd.DataFrame: # strings, ready to be shown
+ACCURACIES = {
+    "last": "test_acc_pct_last",
+    "val-selected": "test_acc_pct_val_selected",
+    "best on test": "test_acc_pct_best_on_test",
+    **{g: f"{g}_acc_pct" for g in GROUPS},
+}  # column -> key of `summary.json`
+
+
+def accuracy_table(
+    runs,  # finished `Run`s
+) -> pd.DataFrame:  # strings, ready to be shown
     "Test accuracy in percent by epoch choice and by class group (last epoch), which of them the preset quotes, ECE, seconds; one row per method."
     rows = {}
     for m, rs in by_method(runs).items():
         s = [r.summary for r in alike(rs)]
-        rows[m] = dict(n=len(s), net=s[0]['net']) | {name: spread([x[key] for x in s]) for name, key in ACCURACIES.items()}
-        rows[m] |= {'headline': ' / '.join(dict.fromkeys(r.config.protocol.report for r in rs)), 'ECE (%)': spread([100*x['ece'] for x in s]),
-                    'train time (s)': f"{sum(x['train_time_s'] for x in s)/len(s):.0f}"}
-    return pd.DataFrame(rows).T.rename_axis('method')
+        rows[m] = dict(n=len(s), net=s[0]["net"]) | {
+            name: spread([x[key] for x in s]) for name, key in ACCURACIES.items()
+        }
+        rows[m] |= {
+            "headline": " / ".join(dict.fromkeys(r.config.protocol.report for r in rs)),
+            "ECE (%)": spread([100 * x["ece"] for x in s]),
+            "train time (s)": f"{sum(x['train_time_s'] for x in s) / len(s):.0f}",
+        }
+    return pd.DataFrame(rows).T.rename_axis("method")
 
-def of_all_classes(runs # `Run`s of one dataset and ρ
-                  )->list[Run]:
+
+def of_all_classes(
+    runs,  # `Run`s of one dataset and ρ
+) -> list[Run]:
     "Without those that know some of the classes only, as LFME's experts do."
-    C = max((len(r.summary['n_per_class']) for r in runs), default=0)
-    return [r for r in runs if len(r.summary['n_per_class']) == C]
+    C = max((len(r.summary["n_per_class"]) for r in runs), default=0)
+    return [r for r in runs if len(r.summary["n_per_class"]) == C]
 
-def per_class_table(runs # finished `Run`s of one dataset and ρ
-                   )->pd.DataFrame: # classes by methods, strings
+
+def per_class_table(
+    runs,  # finished `Run`s of one dataset and ρ
+) -> pd.DataFrame:  # classes by methods, strings
     "Test accuracy per class in percent at the last epoch, beside the class's training images; experts are left out."
     groups = by_method(of_all_classes(runs))
-    n = next(iter(groups.values()))[0].summary['n_per_class']
-    cells = {m: [spread(v) for v in zip(*(r.summary['per_class_acc_pct'] for r in alike(rs)))] for m, rs in groups.items()}
-    return pd.DataFrame(dict(images=n) | cells).rename_axis('class')
+    n = next(iter(groups.values()))[0].summary["n_per_class"]
+    cells = {
+        m: [spread(v) for v in zip(*(r.summary["per_class_acc_pct"] for r in alike(rs)))]
+        for m, rs in groups.items()
+    }
+    return pd.DataFrame(dict(images=n) | cells).rename_axis("class")
 
 # %% ../nbs/08_report.ipynb #1b2896d3
-def markdown_table(table:pd.DataFrame, # cells are shown as they are; the index is not
-                  )->str: # lines
+def markdown_table(
+    table: pd.DataFrame,  # cells are shown as they are; the index is not
+) -> str:  # lines
     "A table in Markdown."
-    return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in [table.columns, ['---']*table.shape[1], *table.values]) + '\n'
+    return (
+        "\n".join(
+            "| " + " | ".join(map(str, row)) + " |"
+            for row in [table.columns, ["---"] * table.shape[1], *table.values]
+        )
+        + "\n"
+    )
 
 # %% ../nbs/08_report.ipynb #4c36cd67
-def paired_difference(runs, # finished `Run`s of one setting
-                      a:str, b:str, # names of two methods
-                      key:str='test_acc_pct_last' # of `summary.json`
-                     )->pd.Series: # a minus b, indexed by seed
+def paired_difference(
+    runs,  # finished `Run`s of one setting
+    a: str,
+    b: str,  # names of two methods
+    key: str = "test_acc_pct_last",  # of `summary.json`
+) -> pd.Series:  # a minus b, indexed by seed
     "Difference of two methods, seed by seed; seeds that only one of them has are left out. `ValueError` for runs that are not `alike`."
-    value = lambda m: pd.Series({r.config.seed: r.summary[key] for r in alike(by_method(runs).get(m, []))}, dtype=float)
-    return (value(a) - value(b)).dropna().rename(f'{a} - {b}')
+    value = lambda m: pd.Series(
+        {r.config.seed: r.summary[key] for r in alike(by_method(runs).get(m, []))}, dtype=float
+    )
+    return (value(a) - value(b)).dropna().rename(f"{a} - {b}")
 
 # %% ../nbs/08_report.ipynb #ccac99d5
-def plot_per_class(runs # finished `Run`s of one dataset and ρ
-                  )->Figure:
+def plot_per_class(
+    runs,  # finished `Run`s of one dataset and ρ
+) -> Figure:
     "Accuracy of each class, head to tail, a line per method; every seed a dot. Experts are left out."
     runs = of_all_classes(runs)
     with paper_style():
         fig, ax = plt.subplots(figsize=(TEXT_WIDTH, 1.8))
         for m, rs in by_method(runs).items():
-            acc = torch.tensor([r.summary['per_class_acc_pct'] for r in alike(rs)])
+            acc = torch.tensor([r.summary["per_class_acc_pct"] for r in alike(rs)])
             ax.plot(acc.mean(0), c=colour(m), label=LABELS.get(m, m))
-            for a in acc: ax.plot(a, '.', c=colour(m), alpha=.5)
-        n = runs[0].summary['n_per_class']
-        if len(n) <= 20: ax.set_xticks(range(len(n)), [f'{c}\n{k}' for c, k in enumerate(n)])
-        ax.set(xlabel='class, and its training images', ylabel='test accuracy (%)', ylim=(0, 103)); ax.legend(loc='lower left')
+            for a in acc:
+                ax.plot(a, ".", c=colour(m), alpha=0.5)
+        n = runs[0].summary["n_per_class"]
+        if len(n) <= 20:
+            ax.set_xticks(range(len(n)), [f"{c}\n{k}" for c, k in enumerate(n)])
+        ax.set(xlabel="class, and its training images", ylabel="test accuracy (%)", ylim=(0, 103))
+        ax.legend(loc="lower left")
     return fig
 
 # %% ../nbs/08_report.ipynb #d08dddde
-def plot_weight_net(r:Run, # a finished BiKD run
-                    ce_max:float=6. # largest cross-entropy shown, nats
-                   )->Figure:
+def plot_weight_net(
+    r: Run,  # a finished BiKD run
+    ce_max: float = 6.0,  # largest cross-entropy shown, nats
+) -> Figure:
     "f_φ at the end of training, and where the training samples lie on it; axes and colours are shared."
     s = r.samples
     axis, w = weight_surface(r.weight_net(), ce_max)
     low, high = w.min().item(), w.max().item()
     with paper_style():
         fig, axs = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2), sharey=True)
-        for ax, name, z in zip(axs, ('w_hard', 'w_soft'), w.unbind(2)):
-            im = ax.imshow(z.T, origin='lower', extent=(0, ce_max, 0, ce_max), vmin=low, vmax=high, aspect='auto')
-            ax.scatter(*(s[f'ce_{who}'].clamp(max=ce_max) for who in ('teacher', 'student')), c=s[name],
-                       vmin=low, vmax=high, s=6, lw=.3, edgecolors='w', rasterized=True)
-            ax.set(xlabel='teacher cross-entropy (nats)', title=f'$w^{{{name[2:]}}}$')
-        axs[0].set_ylabel('student cross-entropy (nats)'); fig.colorbar(im, ax=axs, label='weight')
+        for ax, name, z in zip(axs, ("w_hard", "w_soft"), w.unbind(2)):
+            im = ax.imshow(
+                z.T,
+                origin="lower",
+                extent=(0, ce_max, 0, ce_max),
+                vmin=low,
+                vmax=high,
+                aspect="auto",
+            )
+            ax.scatter(
+                *(s[f"ce_{who}"].clamp(max=ce_max) for who in ("teacher", "student")),
+                c=s[name],
+                vmin=low,
+                vmax=high,
+                s=6,
+                lw=0.3,
+                edgecolors="w",
+                rasterized=True,
+            )
+            ax.set(xlabel="teacher cross-entropy (nats)", title=f"$w^{{{name[2:]}}}$")
+        axs[0].set_ylabel("student cross-entropy (nats)")
+        fig.colorbar(im, ax=axs, label="weight")
     return fig
 
-def plot_class_weights(r:Run # a finished run with weights worth showing
-                      )->Figure:
+
+def plot_class_weights(
+    r: Run,  # a finished run with weights worth showing
+) -> Figure:
     "Mean weight of a training sample over epochs, by class group."
-    table, groups = r.class_weights, shot_groups(r.summary['n_per_class'])
-    names = [c for c in table if c.startswith('w_')]
+    table, groups = r.class_weights, shot_groups(r.summary["n_per_class"])
+    names = [c for c in table if c.startswith("w_")]
     with paper_style():
-        fig, axs = plt.subplots(1, len(names), figsize=(TEXT_WIDTH, 1.7), sharey=True, squeeze=False)
+        fig, axs = plt.subplots(
+            1, len(names), figsize=(TEXT_WIDTH, 1.7), sharey=True, squeeze=False
+        )
         for ax, name in zip(axs[0], names):
-            for (g, cs), ls in zip(groups.items(), ('-', '--', ':')):
-                part = table[table['class'].isin(cs)]
-                if not len(part): continue
-                mean = (part[name]*part.n).groupby(part.epoch).sum()/part.groupby('epoch').n.sum()
-                ax.plot(mean, ls=ls, marker='.', c=colour(r.config.method), label=g)
-            ax.set(xlabel='epoch', ylabel='mean weight', title=f'$w^{{{name[2:]}}}$'); ax.tick_params(labelleft=True)
+            for (g, cs), ls in zip(groups.items(), ("-", "--", ":")):
+                part = table[table["class"].isin(cs)]
+                if not len(part):
+                    continue
+                mean = (part[name] * part.n).groupby(part.epoch).sum() / part.groupby(
+                    "epoch"
+                ).n.sum()
+                ax.plot(mean, ls=ls, marker=".", c=colour(r.config.method), label=g)
+            ax.set(xlabel="epoch", ylabel="mean weight", title=f"$w^{{{name[2:]}}}$")
+            ax.tick_params(labelleft=True)
         axs[0, -1].legend()
     return fig

@@ -18,87 +18,138 @@ from .methods import CE, Bilevel, Distillation, Setting, register
 # %% ../nbs/05c_reweighting.ipynb #3ba8d707
 class FromZero(Bilevel):
     "What L2RW and RW-KD share: the virtual step has weights zero, so it stays at θ; the weights follow from ∂L_val/∂w alone."
-    at_theta = True
-    _slope: Tensor = PrivateAttr(None) # ∂L_val/∂w of the batch at hand
 
-    def virtual_weights(self, losses, step): return torch.zeros_like(losses)
-    def learn(self, w, g_w): self._slope = g_w; return True
+    at_theta = True
+    _slope: Tensor = PrivateAttr(None)  # ∂L_val/∂w of the batch at hand
+
+    def virtual_weights(self, losses, step):
+        return torch.zeros_like(losses)
+
+    def learn(self, w, g_w):
+        self._slope = g_w
+        return True
+
 
 @register
 class L2RW(FromZero, CE):
     "Learning to reweight (Ren et al. 2018)."
-    name = 'l2rw'
+
+    name = "l2rw"
 
     def weights(self, losses, step):
         u = (-self._slope).clamp(min=0)
-        return len(u)*u/u.sum().clamp(min=torch.finfo(u.dtype).tiny)
+        return len(u) * u / u.sum().clamp(min=torch.finfo(u.dtype).tiny)
 
 # %% ../nbs/05c_reweighting.ipynb #03afa106
 @register
 class RWKD(FromZero, Distillation):
     "RW-KD (Lu et al. 2021), from two agreeing ports."
-    name = 'rwkd'
-    floor: float = Field(1e-8, gt=0) # δ
-    meta_loss: Literal['ce', 'mix'] = 'ce' # 'mix': mean of hard plus soft loss on validation images
 
-    def val_losses(self, step): return self.losses(step).sum(1).mean() if self.meta_loss == 'mix' else super().val_losses(step)
+    name = "rwkd"
+    floor: float = Field(1e-8, gt=0)  # δ
+    # 'mix': mean of hard plus soft loss on validation images
+    meta_loss: Literal["ce", "mix"] = "ce"
+
+    def val_losses(self, step):
+        return (
+            self.losses(step).sum(1).mean() if self.meta_loss == "mix" else super().val_losses(step)
+        )
+
     @property
-    def val_needs_teacher(self): return self.meta_loss == 'mix'
+    def val_needs_teacher(self):
+        return self.meta_loss == "mix"
 
     def weights(self, losses, step):
         u = (-self._slope).clamp(min=self.floor)
-        return u/u.sum(1, keepdim=True)
+        return u / u.sum(1, keepdim=True)
 
 # %% ../nbs/05c_reweighting.ipynb #8c7a5e33
 class LossNet(nn.Module):
     "V_φ: cross-entropy `(B,)` to weight `(B,)` in (0, 1); 1-100-1, ReLU, sigmoid, 301 parameters."
-    def __init__(self, hidden:int=100):
+
+    def __init__(self, hidden: int = 100):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid())
-    def forward(self, h:Tensor)->Tensor: return self.body(h[:, None])[:, 0]
+        self.body = nn.Sequential(
+            nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid()
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.body(h[:, None])[:, 0]
+
 
 @register
 class MetaWeightNet(Bilevel, CE):
     "Meta-Weight-Net (Shu et al. 2019), in either of its official forms."
-    name = 'mwn'; from_val = 'the weights of its weight net'
-    variant: Literal['label_noise', 'class_imbalance'] = 'label_noise'
+
+    name = "mwn"
+    from_val = "the weights of its weight net"
+    variant: Literal["label_noise", "class_imbalance"] = "label_noise"
     hidden: int = Field(100, ge=1, le=4096)
-    virtual_step: Literal['plain', 'optimizer'] = 'plain'
-    _net: LossNet|None = PrivateAttr(None)
-    _optimizer: torch.optim.Optimizer|None = PrivateAttr(None)
+    virtual_step: Literal["plain", "optimizer"] = "plain"
+    _net: LossNet | None = PrivateAttr(None)
+    _optimizer: torch.optim.Optimizer | None = PrivateAttr(None)
     _moves: int = PrivateAttr(0)
 
     @property
-    def weight_net(self)->LossNet: "V_φ, once a run has begun."; return self._net
-    def make_weight_net(self)->LossNet: "A fresh V_φ of these settings."; return LossNet(self.hidden)
+    def weight_net(self) -> LossNet:
+        "V_φ, once a run has begun."
+        return self._net
 
-    def begin(self, setting:Setting):
-        with counted(setting.seed, 'init', 'weight net'): self._net = self.make_weight_net().to(setting.device, setting.dtype)
+    def make_weight_net(self) -> LossNet:
+        "A fresh V_φ of these settings."
+        return LossNet(self.hidden)
+
+    def begin(self, setting: Setting):
+        with counted(setting.seed, "init", "weight net"):
+            self._net = self.make_weight_net().to(setting.device, setting.dtype)
         params, self._moves = self._net.parameters(), 0
-        self._optimizer = (torch.optim.Adam(params, lr=1e-3, weight_decay=1e-4) if self.variant == 'label_noise' else
-                           torch.optim.SGD(params, lr=1e-5, momentum=.9, nesterov=True, weight_decay=5e-4))
+        self._optimizer = (
+            torch.optim.Adam(params, lr=1e-3, weight_decay=1e-4)
+            if self.variant == "label_noise"
+            else torch.optim.SGD(params, lr=1e-5, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        )
 
-    def _normalised(self, v): return len(v)*v/v.sum() if self.variant == 'class_imbalance' else v
-    def weights(self, losses, step): return self._normalised(self._net(losses[:, 0]))[:, None]
+    def _normalised(self, v):
+        return len(v) * v / v.sum() if self.variant == "class_imbalance" else v
+
+    def weights(self, losses, step):
+        return self._normalised(self._net(losses[:, 0]))[:, None]
 
     def virtual_weights(self, losses, step):
-        if self.variant == 'label_noise': return self.weights(losses, step)
+        if self.variant == "label_noise":
+            return self.weights(losses, step)
         h = losses[:, 0].detach().requires_grad_()
-        return torch.autograd.grad((self._normalised(self._net(h))*h).sum(), h, create_graph=True)[0][:, None] # B·∂F/∂h
+        return torch.autograd.grad(
+            (self._normalised(self._net(h)) * h).sum(), h, create_graph=True
+        )[0][:, None]  # B·∂F/∂h
 
     def learn(self, w, g_w):
-        for p, g in zip(self._net.parameters(), torch.autograd.grad(w, tuple(self._net.parameters()), g_w)): p.grad = g
-        self._optimizer.step(); self._moves += 1
+        for p, g in zip(
+            self._net.parameters(), torch.autograd.grad(w, tuple(self._net.parameters()), g_w)
+        ):
+            p.grad = g
+        self._optimizer.step()
+        self._moves += 1
         return True
 
-    def state(self): return dict(net=self._net.state_dict(), optimizer=self._optimizer.state_dict(), moves=self._moves)
+    def state(self):
+        return dict(
+            net=self._net.state_dict(), optimizer=self._optimizer.state_dict(), moves=self._moves
+        )
+
     def load_state(self, state):
-        self._net.load_state_dict(state['net']); self._optimizer.load_state_dict(state['optimizer']); self._moves = state['moves']
-    def report(self): return dict(phi_moves=self._moves)
+        self._net.load_state_dict(state["net"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._moves = state["moves"]
+
+    def report(self):
+        return dict(phi_moves=self._moves)
+
 
 @register
 class MetaWeightNetImbalance(MetaWeightNet):
     "Meta-Weight-Net as its authors' program for imbalanced classes has it."
-    name = 'mwn_ci'
-    recipes = {'original': dict(decay_at=(.8, .9))}
-    variant: Literal['label_noise', 'class_imbalance'] = 'class_imbalance'
+
+    name = "mwn_ci"
+    recipes = {"original": dict(decay_at=(0.8, 0.9))}
+    variant: Literal["label_noise", "class_imbalance"] = "class_imbalance"

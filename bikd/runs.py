@@ -27,507 +27,974 @@ from torch import Tensor, nn
 
 import bikd
 from .basics import PlainError, RecordError, atomic_write, make_folder, said_plainly
-from .data import Source, Split, data_home, get_source, load_split, long_tailed_counts, protocol_card
+from bikd.data import (
+    Source,
+    Split,
+    data_home,
+    get_source,
+    load_split,
+    long_tailed_counts,
+    protocol_card,
+)
 from .losses import hard_loss
 from .methods import Method, Protocol, get_method, methods_named, own_code, preset, rank
 from .models import check_logits, check_model, create_model
-from .training import Progress, Teacher, Workshop, check_answers, check_clock, check_fit, check_precision, evaluate, pick_device, train
+from bikd.training import (
+    Progress,
+    Teacher,
+    Workshop,
+    check_answers,
+    check_clock,
+    check_fit,
+    check_precision,
+    evaluate,
+    pick_device,
+    train,
+)
 
 # %% ../nbs/07_runs.ipynb #ef6b6118
 class RunConfig(BaseModel):
     "Everything that determines a run's result. Equal configs are equal runs."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
-    schema_version: Literal[1] = 1
-    dataset: str # a key of `bikd.data.SOURCES`
-    rho: float # imbalance ratio, >= 1
-    seed: int = Field(ge=0) # draws the split, the initial weights, the order and the views
-    method: str # a key of `bikd.methods.METHODS`
-    preset: str # where protocol and settings come from
-    net: str # the net that is trained, see `bikd.models.create_model`
-    settings: dict[str, Any] # of the method, resolved
-    protocol: Protocol # resolved
-    teacher_run: str|None = None # run id of the teacher
-    expert_runs: tuple[str, ...] = () # of several (LFME)
-    n_val: int|None = Field(None, ge=1) # validation images per class; None: as the source says
 
-    @model_validator(mode='after')
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    schema_version: Literal[1] = 1
+    dataset: str  # a key of `bikd.data.SOURCES`
+    rho: float  # imbalance ratio, >= 1
+    seed: int = Field(ge=0)  # draws the split, the initial weights, the order and the views
+    method: str  # a key of `bikd.methods.METHODS`
+    preset: str  # where protocol and settings come from
+    net: str  # the net that is trained, see `bikd.models.create_model`
+    settings: dict[str, Any]  # of the method, resolved
+    protocol: Protocol  # resolved
+    teacher_run: str | None = None  # run id of the teacher
+    expert_runs: tuple[str, ...] = ()  # of several (LFME)
+    n_val: int | None = Field(None, ge=1)  # validation images per class; None: as the source says
+
+    @model_validator(mode="after")
     def _check(self):
         source = get_source(self.dataset)
         long_tailed_counts(source.n_max, source.n_classes, self.rho)
-        if self.n_val and self.n_val > source.n_val: raise ValueError(f"n_val={self.n_val}: {self.dataset} sets {source.n_val} validation images per class aside; keep 1 to {source.n_val} of them.")
+        if self.n_val and self.n_val > source.n_val:
+            raise ValueError(
+                f"n_val={self.n_val}: {self.dataset} sets {source.n_val} validation images per class aside; keep 1 to {source.n_val} of them."
+            )
         check_model(self.net)
         method = self.make_method()
-        object.__setattr__(self, 'settings', method.model_dump(mode='json')) # defaults spelled out: equal settings, equal ids
-        if len(method.taught_by) != len(self.teachers) or (len(self.teachers) == 1) != (self.teacher_run is not None) or (self.teacher_run and self.expert_runs):
-            field = 'expert_runs' if len(method.taught_by) > 1 or self.expert_runs else 'teacher_run'
-            raise ValueError(f"method {self.method!r} " + (f"needs {field}, {len(method.taught_by)} in number." if method.needs_teacher else f"takes no {field}."))
+        object.__setattr__(
+            self, "settings", method.model_dump(mode="json")
+        )  # defaults spelled out: equal settings, equal ids
+        if (
+            len(method.taught_by) != len(self.teachers)
+            or (len(self.teachers) == 1) != (self.teacher_run is not None)
+            or (self.teacher_run and self.expert_runs)
+        ):
+            field = (
+                "expert_runs" if len(method.taught_by) > 1 or self.expert_runs else "teacher_run"
+            )
+            raise ValueError(
+                f"method {self.method!r} "
+                + (
+                    f"needs {field}, {len(method.taught_by)} in number."
+                    if method.needs_teacher
+                    else f"takes no {field}."
+                )
+            )
         return self
 
     @property
-    def teachers(self)->tuple[str, ...]: "Run ids of all that teach it."; return self.expert_runs if self.teacher_run is None else (self.teacher_run,)
+    def teachers(self) -> tuple[str, ...]:
+        "Run ids of all that teach it."
+        return self.expert_runs if self.teacher_run is None else (self.teacher_run,)
 
-    def make_method(self)->Method:
+    def make_method(self) -> Method:
         "The method with its settings, fresh."
         return get_method(self.method).model_validate_json(json.dumps(self.settings))
 
     @property
-    def run_id(self)->str:
+    def run_id(self) -> str:
         "A readable name that ends in the config's hash, e.g. `bikd-mnist5k-rho100-seed0-1a2b3c4d5e`."
-        values = self.model_dump(mode='json')
-        for where, name, default in ((values, 'expert_runs', []), (values, 'n_val', None), (values['protocol'], 'warmup', 0.), (values['protocol'], 'precision', 'float32'), (values['settings'], 'meta_loss', 'ce')):
-            if where.get(name, ...) == default: del where[name] # joined later: at their defaults they rename no earlier run
+        values = self.model_dump(mode="json")
+        for where, name, default in (
+            (values, "expert_runs", []),
+            (values, "n_val", None),
+            (values["protocol"], "warmup", 0.0),
+            (values["protocol"], "precision", "float32"),
+            (values["settings"], "meta_loss", "ce"),
+        ):
+            if where.get(name, ...) == default:
+                del where[name]  # joined later: at their defaults they rename no earlier run
         text = json.dumps(values, sort_keys=True)
         return f"{self.method}-{self.dataset}-rho{self.rho:g}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 # %% ../nbs/07_runs.ipynb #ff2971bc
-def make_config(dataset:str, rho:float, seed:int, method:str, # see `RunConfig`
-                net:str|None=None, # default: the source's student (or its teacher, for methods that train one)
-                preset_name:str='clean', # a key of `PRESETS`
-                protocol:dict|None=None, # overrides of the preset's protocol; `epochs` defaults to the source's
-                settings:dict|None=None, # overrides of the method's settings
-                teacher_run:str|None=None, expert_runs:tuple[str, ...]=(), # of the one teacher, or of several
-                n_val:int|None=None # validation images per class, if fewer than the source sets aside
-               )->RunConfig:
+def make_config(
+    dataset: str,
+    rho: float,
+    seed: int,
+    method: str,  # see `RunConfig`
+    # default: the source's student (or its teacher, for methods that train one)
+    net: str | None = None,
+    preset_name: str = "clean",  # a key of `PRESETS`
+    # overrides of the preset's protocol; `epochs` defaults to the source's
+    protocol: dict | None = None,
+    settings: dict | None = None,  # overrides of the method's settings
+    teacher_run: str | None = None,
+    expert_runs: tuple[str, ...] = (),  # of the one teacher, or of several
+    n_val: int | None = None,  # validation images per class, if fewer than the source sets aside
+) -> RunConfig:
     "A config from a preset's name and what shall differ from it."
     source, big = get_source(dataset), get_method(method).big
-    if big: preset_name = 'clean'
+    if big:
+        preset_name = "clean"
     m, p = preset(preset_name, method, dict(epochs=source.epochs) | (protocol or {}), settings)
-    return RunConfig(dataset=dataset, rho=rho, seed=seed, method=method, preset=preset_name, protocol=p, teacher_run=teacher_run, expert_runs=expert_runs, n_val=n_val,
-                     net=net or (source.teacher if big else source.student), settings=m.model_dump(mode='json'))
+    return RunConfig(
+        dataset=dataset,
+        rho=rho,
+        seed=seed,
+        method=method,
+        preset=preset_name,
+        protocol=p,
+        teacher_run=teacher_run,
+        expert_runs=expert_runs,
+        n_val=n_val,
+        net=net or (source.teacher if big else source.student),
+        settings=m.model_dump(mode="json"),
+    )
 
 # %% ../nbs/07_runs.ipynb #1c50ce1e
-def one_line(e:ValueError # pydantic's `ValidationError`, or any other error
-            )->str:
+def one_line(
+    e: ValueError,  # pydantic's `ValidationError`, or any other error
+) -> str:
     "What was given and what is allowed, for each field that is wrong."
-    if not isinstance(e, ValidationError): return str(e)
-    said = lambda x: f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: " if x['loc'] else ''
-    return '; '.join(said(x) + x['msg'].removeprefix('Value error, ') for x in e.errors())
+    if not isinstance(e, ValidationError):
+        return str(e)
+    said = lambda x: f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: " if x["loc"] else ""
+    return "; ".join(said(x) + x["msg"].removeprefix("Value error, ") for x in e.errors())
 
 # %% ../nbs/07_runs.ipynb #a9cf2c28
-GROUPS = {'many': lambda n: n > 100, 'medium': lambda n: 20 <= n <= 100, 'few': lambda n: n < 20}
+GROUPS = {"many": lambda n: n > 100, "medium": lambda n: 20 <= n <= 100, "few": lambda n: n < 20}
 
-def shot_groups(n_per_class # training images per class
-               )->dict[str, list[int]]: # 'many', 'medium', 'few' -> classes
+
+def shot_groups(
+    n_per_class,  # training images per class
+) -> dict[str, list[int]]:  # 'many', 'medium', 'few' -> classes
     "Classes by training count: more than 100, 20 to 100, fewer than 20."
     return {g: [c for c, n in enumerate(n_per_class) if inside(n)] for g, inside in GROUPS.items()}
 
-def calibration(logits:Tensor, # `(N, C)`
-                labels:Tensor, # `(N,)`
-                bins:int=15 # of equal width in confidence
-               )->pd.DataFrame: # a row per bin: low, high, n, and confidence, accuracy (means, 0 .. 1; of an empty bin 0)
+
+def calibration(
+    logits: Tensor,  # `(N, C)`
+    labels: Tensor,  # `(N,)`
+    bins: int = 15,  # of equal width in confidence
+    # a row per bin: low, high, n, and confidence, accuracy (means, 0 .. 1; of an empty bin 0)
+) -> pd.DataFrame:
     "Images by the probability of the class they are given: a reliability diagram's numbers."
     labels = check_answers(logits, labels)
-    if bins < 1: raise ValueError(f"bins={bins}: at least one is needed.")
+    if bins < 1:
+        raise ValueError(f"bins={bins}: at least one is needed.")
     conf, pred = logits.double().softmax(1).max(1)
-    which = (conf*bins).ceil().long().clamp(1, bins) - 1
-    n, sure, right = (torch.zeros(bins, dtype=torch.float64, device=conf.device).index_add_(0, which, v).cpu()
-                      for v in (torch.ones_like(conf), conf, (pred == labels).double()))
-    edges = torch.arange(bins + 1)/bins
-    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=n.long(), confidence=sure/n.clamp(min=1), accuracy=right/n.clamp(min=1)))
+    which = (conf * bins).ceil().long().clamp(1, bins) - 1
+    n, sure, right = (
+        torch.zeros(bins, dtype=torch.float64, device=conf.device).index_add_(0, which, v).cpu()
+        for v in (torch.ones_like(conf), conf, (pred == labels).double())
+    )
+    edges = torch.arange(bins + 1) / bins
+    return pd.DataFrame(
+        dict(
+            low=edges[:-1],
+            high=edges[1:],
+            n=n.long(),
+            confidence=sure / n.clamp(min=1),
+            accuracy=right / n.clamp(min=1),
+        )
+    )
 
-def expected_calibration_error(logits:Tensor, # `(N, C)`
-                               labels:Tensor, # `(N,)`
-                               bins:int=15 # of equal width in confidence
-                              )->float: # 0 .. 1
+
+def expected_calibration_error(
+    logits: Tensor,  # `(N, C)`
+    labels: Tensor,  # `(N,)`
+    bins: int = 15,  # of equal width in confidence
+) -> float:  # 0 .. 1
     "ECE: mean gap between confidence and accuracy over bins of confidence, weighted by their size."
     t = calibration(logits, labels, bins)
-    return (t.n*(t.accuracy - t.confidence).abs()).sum()/len(labels)
+    return (t.n * (t.accuracy - t.confidence).abs()).sum() / len(labels)
 
-def confusion_matrix(logits:Tensor, labels:Tensor)->Tensor: # int64 `(C, C)`, true class by predicted class
+
+def confusion_matrix(
+    logits: Tensor,
+    labels: Tensor,
+) -> Tensor:  # int64 `(C, C)`, true class by predicted class
     "Counts of test images."
     labels, C = check_answers(logits, labels), logits.shape[1]
-    return (labels*C + logits.argmax(1)).bincount(minlength=C*C).reshape(C, C)
+    return (labels * C + logits.argmax(1)).bincount(minlength=C * C).reshape(C, C)
 
 # %% ../nbs/07_runs.ipynb #e124aa2d
-def summarise(history:list[dict], # rows of `metrics.csv`
-              logits:Tensor, # test logits of the last epoch `(N, C)`
-              labels:Tensor, # `(N,)`
-              n_per_class:list[int], # training images per class
-              sees_val:bool=False # the validation images were trained on, so they can select nothing
-             )->dict: # the numbers of `summary.json`
+def summarise(
+    history: list[dict],  # rows of `metrics.csv`
+    logits: Tensor,  # test logits of the last epoch `(N, C)`
+    labels: Tensor,  # `(N,)`
+    n_per_class: list[int],  # training images per class
+    sees_val: bool = False,  # the validation images were trained on, so they can select nothing
+) -> dict:  # the numbers of `summary.json`
     "Accuracies in percent by epoch choice, class and group, and calibration of the last epoch."
-    test, val = ([row[f'{part}_acc_pct'] for row in history] for part in ('test', 'val'))
+    test, val = ([row[f"{part}_acc_pct"] for row in history] for part in ("test", "val"))
     chosen, best = val.index(max(val)), test.index(max(test))
     m = confusion_matrix(logits, labels).double()
-    if len(n_per_class) != len(m) or (m.sum(1) == 0).any(): raise ValueError(f"{len(n_per_class)} class counts and test images of {int((m.sum(1) > 0).sum())} classes for logits of {len(m)}: all three must agree.")
-    per_class = (100*m.diag()/m.sum(1)).tolist()
-    groups = {f'{g}_acc_pct': sum(per_class[c] for c in cs)/len(cs) if cs else None for g, cs in shot_groups(n_per_class).items()}
-    numbers = dict(test_acc_pct_last=test[-1], test_acc_pct_val_selected=test[chosen], test_acc_pct_best_on_test=test[best],
-                   val_acc_pct_last=val[-1], epoch_val_selected=chosen + 1, epoch_best_on_test=best + 1,
-                   per_class_acc_pct=per_class, **groups, ece=expected_calibration_error(logits, labels))
-    if sees_val: numbers |= dict(test_acc_pct_val_selected=None, epoch_val_selected=None)
-    return {k: [round(x, 4) for x in v] if isinstance(v, list) else round(v, 6) if isinstance(v, float) else v for k, v in numbers.items()}
+    if len(n_per_class) != len(m) or (m.sum(1) == 0).any():
+        raise ValueError(
+            f"{len(n_per_class)} class counts and test images of {int((m.sum(1) > 0).sum())} classes for logits of {len(m)}: all three must agree."
+        )
+    per_class = (100 * m.diag() / m.sum(1)).tolist()
+    groups = {
+        f"{g}_acc_pct": sum(per_class[c] for c in cs) / len(cs) if cs else None
+        for g, cs in shot_groups(n_per_class).items()
+    }
+    numbers = dict(
+        test_acc_pct_last=test[-1],
+        test_acc_pct_val_selected=test[chosen],
+        test_acc_pct_best_on_test=test[best],
+        val_acc_pct_last=val[-1],
+        epoch_val_selected=chosen + 1,
+        epoch_best_on_test=best + 1,
+        per_class_acc_pct=per_class,
+        **groups,
+        ece=expected_calibration_error(logits, labels),
+    )
+    if sees_val:
+        numbers |= dict(test_acc_pct_val_selected=None, epoch_val_selected=None)
+    return {
+        k: [round(x, 4) for x in v]
+        if isinstance(v, list)
+        else round(v, 6)
+        if isinstance(v, float)
+        else v
+        for k, v in numbers.items()
+    }
 
 # %% ../nbs/07_runs.ipynb #324beb93
-def environment(device='cpu')->dict: # plain values, for `env.json`
+def environment(
+    device="cpu",
+) -> dict:  # plain values, for `env.json`
     "Versions, machine, git revision of the code."
-    def git(*args):
-        if not shutil.which('git'): return ''
-        return subprocess.run(['git', *args], capture_output=True, text=True, cwd=Path(bikd.__file__).parent).stdout.strip()
-    def installed(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
-    info = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    cpu = next((l.split(':')[1].strip() for l in info if l.startswith('model name')), platform.processor())
-    device, ours = torch.device(device), git('ls-files', '__init__.py') # not the repository of somebody who has bikd installed inside it
-    return dict(bikd=installed('bikd'), torch=str(torch.__version__), torchvision=installed('torchvision'), numpy=installed('numpy'),
-                python=platform.python_version(), platform=platform.platform(), cpu=cpu, cpu_bf16=next((unit for unit in ('amx_bf16', 'avx512_bf16', 'bf16') if any(unit in l.split() for l in info)), None), cpu_count=os.cpu_count(),
-                gpu=torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
-                threads=torch.get_num_threads(), deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
-                cudnn_deterministic=torch.backends.cudnn.deterministic, cudnn_benchmark=torch.backends.cudnn.benchmark, float32_matmul_precision=torch.get_float32_matmul_precision(),
-                git_revision=git('rev-parse', 'HEAD') if ours else None, git_dirty=bool(git('status', '--porcelain')) if ours else None,
-                finished_at=_now())
 
-def _now()->str: return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+    def git(*args):
+        if not shutil.which("git"):
+            return ""
+        return subprocess.run(
+            ["git", *args], capture_output=True, text=True, cwd=Path(bikd.__file__).parent
+        ).stdout.strip()
+
+    def installed(name):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next(
+        (l.split(":")[1].strip() for l in info if l.startswith("model name")), platform.processor()
+    )
+    device, ours = (
+        torch.device(device),
+        git("ls-files", "__init__.py"),
+    )  # not the repository of somebody who has bikd installed inside it
+    return dict(
+        bikd=installed("bikd"),
+        torch=str(torch.__version__),
+        torchvision=installed("torchvision"),
+        numpy=installed("numpy"),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=cpu,
+        cpu_bf16=next(
+            (
+                unit
+                for unit in ("amx_bf16", "avx512_bf16", "bf16")
+                if any(unit in l.split() for l in info)
+            ),
+            None,
+        ),
+        cpu_count=os.cpu_count(),
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        threads=torch.get_num_threads(),
+        deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
+        cudnn_deterministic=torch.backends.cudnn.deterministic,
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+        float32_matmul_precision=torch.get_float32_matmul_precision(),
+        git_revision=git("rev-parse", "HEAD") if ours else None,
+        git_dirty=bool(git("status", "--porcelain")) if ours else None,
+        finished_at=_now(),
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 # %% ../nbs/07_runs.ipynb #81630626
-SUMS = 'SHA256SUMS'
-_AGAIN = 'To have it trained again, remove the folder and give the same command'
-def _sha256(data:bytes)->str: return hashlib.sha256(data).hexdigest()
+SUMS = "SHA256SUMS"
+_AGAIN = "To have it trained again, remove the folder and give the same command"
 
-def seal(folder, # of a record
-         more:dict[str, bytes]={} # files that are about to be written
-        ):
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def seal(
+    folder,  # of a record
+    more: dict[str, bytes] = {},  # files that are about to be written
+):
     "Write `SHA256SUMS` over a record's files as they are."
-    files = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in ('.json', '.csv', '.safetensors') and not p.name.startswith('.')} | more
-    atomic_write(Path(folder)/SUMS, ''.join(f'{_sha256(data)}  {name}\n' for name, data in sorted(files.items())))
+    files = {
+        p.name: p.read_bytes()
+        for p in sorted(Path(folder).iterdir())
+        if p.suffix in (".json", ".csv", ".safetensors") and not p.name.startswith(".")
+    } | more
+    atomic_write(
+        Path(folder) / SUMS,
+        "".join(f"{_sha256(data)}  {name}\n" for name, data in sorted(files.items())),
+    )
+
 
 @dataclass(frozen=True)
 class Sealed:
     "A folder whose files are compared with their checksums when they are read."
+
     folder: Path
 
     @cached_property
-    def _sums(self)->dict[str, str]:
-        path = self.folder/SUMS
-        if not path.is_file(): raise RecordError(f"{self.folder} has no {SUMS}: the run is not finished, or an older version of bikd made it. {_AGAIN}; or, if you trust its files as they are, seal them: bikd.runs.seal({str(self.folder)!r}).")
-        try: return dict(line.split('  ')[::-1] for line in path.read_text().splitlines())
-        except (ValueError, OSError) as e: raise RecordError(f"{path} is damaged or cannot be read ({e}). {_AGAIN}.") from None
+    def _sums(self) -> dict[str, str]:
+        path = self.folder / SUMS
+        if not path.is_file():
+            raise RecordError(
+                f"{self.folder} has no {SUMS}: the run is not finished, or an older version of bikd made it. {_AGAIN}; or, if you trust its files as they are, seal them: bikd.runs.seal({str(self.folder)!r})."
+            )
+        try:
+            return dict(line.split("  ")[::-1] for line in path.read_text().splitlines())
+        except (ValueError, OSError) as e:
+            raise RecordError(f"{path} is damaged or cannot be read ({e}). {_AGAIN}.") from None
 
-    def _bytes(self, name:str)->bytes:
+    def _bytes(self, name: str) -> bytes:
         "A file's contents; `RecordError` if the record lacks it, or if it is not what was written."
-        path = self.folder/name
-        if not path.is_file(): raise RecordError(f"{self.folder} has no {name}: an older version of bikd made this run, or the file was not kept with the record. {_AGAIN}.")
-        try: data = path.read_bytes()
-        except OSError as e: raise RecordError(f"{path} cannot be read ({e.strerror}). Mend that. {_AGAIN}.") from e
-        if self._sums.get(name) != _sha256(data): raise RecordError(f"{path} is not the file that this run wrote: its checksum is not the one in {SUMS}. It is damaged or foreign. {_AGAIN}.")
+        path = self.folder / name
+        if not path.is_file():
+            raise RecordError(
+                f"{self.folder} has no {name}: an older version of bikd made this run, or the file was not kept with the record. {_AGAIN}."
+            )
+        try:
+            data = path.read_bytes()
+        except OSError as e:
+            raise RecordError(f"{path} cannot be read ({e.strerror}). Mend that. {_AGAIN}.") from e
+        if self._sums.get(name) != _sha256(data):
+            raise RecordError(
+                f"{path} is not the file that this run wrote: its checksum is not the one in {SUMS}. It is damaged or foreign. {_AGAIN}."
+            )
         return data
 
-    def read_json(self, name:str)->dict: "As `_bytes`, parsed."; return json.loads(self._bytes(name))
-    def read_csv(self, name:str, **kw)->pd.DataFrame: "As `_bytes`, parsed; `kw` as pandas has them."; return pd.read_csv(io.BytesIO(self._bytes(name)), **kw)
+    def read_json(self, name: str) -> dict:
+        "As `_bytes`, parsed."
+        return json.loads(self._bytes(name))
+
+    def read_csv(self, name: str, **kw) -> pd.DataFrame:
+        "As `_bytes`, parsed; `kw` as pandas has them."
+        return pd.read_csv(io.BytesIO(self._bytes(name)), **kw)
 
 # %% ../nbs/07_runs.ipynb #073d4c2f
 @dataclass(frozen=True)
 class Run(Sealed):
     "A finished run's folder."
-    fresh: bool = False # trained just now, not loaded
+
+    fresh: bool = False  # trained just now, not loaded
 
     @cached_property
-    def config(self)->RunConfig:
+    def config(self) -> RunConfig:
         "What was run; `RecordError` if this version of bikd cannot mean it."
-        text = self._bytes('config.json')
-        try: return RunConfig.model_validate_json(text)
-        except ValidationError as e: raise RecordError(f"{self.folder/'config.json'} cannot be meant: {one_line(e)}. If it names a method or net of yours, register or install that first; "
-                                                       "if its schema_version is another one, read it with the version of bikd that wrote it (env.json names it).") from e
-    @cached_property
-    def teachers(self)->list['Run']: "The runs of those that taught it, as far as they lie beside it."; return [t for i in self.config.teachers if (t := find_run(self.folder.parent, i))]
-    @cached_property
-    def summary(self)->dict: "Its results."; return self.read_json('summary.json')
-    @cached_property
-    def environment(self)->dict: "Where it was run: versions, machine, git revision; `places`, if it was resumed elsewhere."; return self.read_json('env.json')
-    @cached_property
-    def metrics(self)->pd.DataFrame: "A row per epoch."; return self.read_csv('metrics.csv')
-    @cached_property
-    def class_weights(self)->pd.DataFrame: "Columns epoch, class, n, w_<term>."; return self.read_csv('class_weights.csv')
-    @cached_property
-    def confusion(self)->pd.DataFrame: "Test images, true class by predicted class."; return self.read_csv('confusion.csv', index_col=0)
-    @cached_property
-    def calibration(self)->pd.DataFrame: "Test images by confidence, as `bikd.runs.calibration` gives it."; return self.read_csv('calibration.csv')
+        text = self._bytes("config.json")
+        try:
+            return RunConfig.model_validate_json(text)
+        except ValidationError as e:
+            raise RecordError(
+                f"{self.folder / 'config.json'} cannot be meant: {one_line(e)}. If it names a method or net of yours, register or install that first; "
+                "if its schema_version is another one, read it with the version of bikd that wrote it (env.json names it)."
+            ) from e
 
     @cached_property
-    def samples(self)->dict[str, Tensor]:
+    def teachers(self) -> list["Run"]:
+        "The runs of those that taught it, as far as they lie beside it."
+        return [t for i in self.config.teachers if (t := find_run(self.folder.parent, i))]
+
+    @cached_property
+    def summary(self) -> dict:
+        "Its results."
+        return self.read_json("summary.json")
+
+    @cached_property
+    def environment(self) -> dict:
+        "Where it was run: versions, machine, git revision; `places`, if it was resumed elsewhere."
+        return self.read_json("env.json")
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        "A row per epoch."
+        return self.read_csv("metrics.csv")
+
+    @cached_property
+    def class_weights(self) -> pd.DataFrame:
+        "Columns epoch, class, n, w_<term>."
+        return self.read_csv("class_weights.csv")
+
+    @cached_property
+    def confusion(self) -> pd.DataFrame:
+        "Test images, true class by predicted class."
+        return self.read_csv("confusion.csv", index_col=0)
+
+    @cached_property
+    def calibration(self) -> pd.DataFrame:
+        "Test images by confidence, as `bikd.runs.calibration` gives it."
+        return self.read_csv("calibration.csv")
+
+    @cached_property
+    def samples(self) -> dict[str, Tensor]:
         "Training images at the end, un-augmented: `labels`, `ce_student` `(N,)`, `p_student` `(N, C)`; with a teacher `ce_teacher`, `p_teacher`; BiKD: `w_hard`, `w_soft`."
-        return load(self._bytes('samples.safetensors'))
+        return load(self._bytes("samples.safetensors"))
 
     @cached_property
-    def trace(self)->dict[str, Tensor]:
+    def trace(self) -> dict[str, Tensor]:
         "Training images over E epochs, as `bikd.training.Tally.by_image` has them, each `(E, N)`; and φ's parameters, `phi.<name>` `(E, ...)`."
-        return load(self._bytes('trace.safetensors'))
+        return load(self._bytes("trace.safetensors"))
 
-    def student(self)->nn.Module:
+    def student(self) -> nn.Module:
         "The trained net."
-        return self._fill(create_model(self.config.net, len(self.summary['per_class_acc_pct']), get_source(self.config.dataset).channels), 'student.safetensors')
+        return self._fill(
+            create_model(
+                self.config.net,
+                len(self.summary["per_class_acc_pct"]),
+                get_source(self.config.dataset).channels,
+            ),
+            "student.safetensors",
+        )
 
-    def weight_net(self, epoch:int|None=None # counted from 1; None: the end of training
-                  )->nn.Module:
+    def weight_net(
+        self,
+        epoch: int | None = None,  # counted from 1; None: the end of training
+    ) -> nn.Module:
         "The net that weighs (BiKD, Meta-Weight-Net), as it was after an epoch."
         method = self.config.make_method()
-        if not hasattr(method, 'make_weight_net'): raise ValueError(f"method {method.name!r} has no weight net.")
+        if not hasattr(method, "make_weight_net"):
+            raise ValueError(f"method {method.name!r} has no weight net.")
         net = method.make_weight_net()
-        if epoch is None: return self._fill(net, 'weight_net.safetensors')
-        if not 1 <= epoch <= self.config.protocol.epochs: raise ValueError(f"epoch={epoch}: this run has epochs 1 to {self.config.protocol.epochs}.")
-        net.load_state_dict({n.removeprefix('phi.'): p[epoch - 1] for n, p in self.trace.items() if n.startswith('phi.')})
+        if epoch is None:
+            return self._fill(net, "weight_net.safetensors")
+        if not 1 <= epoch <= self.config.protocol.epochs:
+            raise ValueError(
+                f"epoch={epoch}: this run has epochs 1 to {self.config.protocol.epochs}."
+            )
+        net.load_state_dict(
+            {
+                n.removeprefix("phi."): p[epoch - 1]
+                for n, p in self.trace.items()
+                if n.startswith("phi.")
+            }
+        )
         return net
 
-    def _fill(self, net:nn.Module, name:str)->nn.Module:
+    def _fill(self, net: nn.Module, name: str) -> nn.Module:
         weights = load(self._bytes(name))
-        try: net.load_state_dict(weights)
-        except RuntimeError as e: raise RecordError(f"{self.folder/name} does not hold the weights of this {type(net).__name__} ({e}). {_AGAIN}.") from e
+        try:
+            net.load_state_dict(weights)
+        except RuntimeError as e:
+            raise RecordError(
+                f"{self.folder / name} does not hold the weights of this {type(net).__name__} ({e}). {_AGAIN}."
+            ) from e
         return net
 
 # %% ../nbs/07_runs.ipynb #835335b1
-def _write_record(folder:Path, cfg:RunConfig, split:Split, shop:Workshop, progress:Progress):
+def _write_record(folder: Path, cfg: RunConfig, split: Split, shop: Workshop, progress: Progress):
     "All files of a finished run, each whole or absent, `summary.json` last."
-    text = lambda name, s: atomic_write(folder/name, s)
+    text = lambda name, s: atomic_write(folder / name, s)
     dump = lambda name, d: text(name, json.dumps(d, indent=1, allow_nan=False))
     table = lambda name, df: text(name, df.to_csv(index=False))
-    method, seen = shop.method, shop.split # images as drawn: `split`; as this method saw them: `seen`
-    logits, labels = evaluate(shop.student, shop.test, shop.protocol.low).cpu(), shop.test.labels.cpu()
-    table('metrics.csv', pd.DataFrame(progress.history))
+    method, seen = (
+        shop.method,
+        shop.split,
+    )  # images as drawn: `split`; as this method saw them: `seen`
+    logits, labels = (
+        evaluate(shop.student, shop.test, shop.protocol.low).cpu(),
+        shop.test.labels.cpu(),
+    )
+    table("metrics.csv", pd.DataFrame(progress.history))
     weights = pd.DataFrame(progress.weight_rows(method.terms))
-    weights.insert(2, 'n', [seen.n_per_class[c] for c in weights['class']])
-    table('class_weights.csv', weights)
-    text('confusion.csv', pd.DataFrame(confusion_matrix(logits, labels).tolist()).to_csv())
-    table('calibration.csv', calibration(logits, labels))
+    weights.insert(2, "n", [seen.n_per_class[c] for c in weights["class"]])
+    table("class_weights.csv", weights)
+    text("confusion.csv", pd.DataFrame(confusion_matrix(logits, labels).tolist()).to_csv())
+    table("calibration.csv", calibration(logits, labels))
     card = protocol_card(seen, method.from_val) | dict(split_hash=split.hash)
-    if method.sees_val: card |= dict(train_chooses='student weights; train holds the validation images too', val_chooses='nothing of its own')
-    n_drawn = split.n_per_class if seen.n_classes == split.n_classes else seen.n_per_class # groups go by what was drawn; an expert knows its own classes only
-    dump('split.json', card); dump('env.json', _here(progress) | dict(finished_at=_now()) | (dict(places=progress.places) if len(progress.places) > 1 else {}))
-    tensors = lambda name, ts: atomic_write(folder/name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()}))
-    tensors('student.safetensors', shop.student.state_dict())
-    if hasattr(method, 'weight_net'): tensors('weight_net.safetensors', method.weight_net.state_dict())
-    tensors('samples.safetensors', last_look(shop))
-    if len(progress.trace) == cfg.protocol.epochs: # else it was begun by a version that kept none
-        tensors('trace.safetensors', {n: torch.stack([t[n] for t in progress.trace]) for n in progress.trace[0]})
-    summary = dict(run_id=cfg.run_id, dataset=cfg.dataset, rho=cfg.rho, method=cfg.method, seed=cfg.seed, preset=cfg.preset, net=cfg.net, teacher_run=cfg.teacher_run,
-                   n_per_class=n_drawn, split_hash=split.hash, **summarise(progress.history, logits, labels, n_drawn, method.sees_val),
-                   epochs=cfg.protocol.epochs, train_time_s=round(progress.seconds, 2), teacher_time_s=round(progress.teacher_seconds, 2),
-                   teacher_answers_computed=progress.teacher_computed, compiled=progress.compiled, device=str(shop.device))
-    if code := own_code(type(method)): summary['method_code'] = code
+    if method.sees_val:
+        card |= dict(
+            train_chooses="student weights; train holds the validation images too",
+            val_chooses="nothing of its own",
+        )
+    n_drawn = (
+        split.n_per_class if seen.n_classes == split.n_classes else seen.n_per_class
+    )  # groups go by what was drawn; an expert knows its own classes only
+    dump("split.json", card)
+    dump(
+        "env.json",
+        _here(progress)
+        | dict(finished_at=_now())
+        | (dict(places=progress.places) if len(progress.places) > 1 else {}),
+    )
+    tensors = lambda name, ts: atomic_write(
+        folder / name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()})
+    )
+    tensors("student.safetensors", shop.student.state_dict())
+    if hasattr(method, "weight_net"):
+        tensors("weight_net.safetensors", method.weight_net.state_dict())
+    tensors("samples.safetensors", last_look(shop))
+    if len(progress.trace) == cfg.protocol.epochs:  # else it was begun by a version that kept none
+        tensors(
+            "trace.safetensors",
+            {n: torch.stack([t[n] for t in progress.trace]) for n in progress.trace[0]},
+        )
+    summary = dict(
+        run_id=cfg.run_id,
+        dataset=cfg.dataset,
+        rho=cfg.rho,
+        method=cfg.method,
+        seed=cfg.seed,
+        preset=cfg.preset,
+        net=cfg.net,
+        teacher_run=cfg.teacher_run,
+        n_per_class=n_drawn,
+        split_hash=split.hash,
+        **summarise(progress.history, logits, labels, n_drawn, method.sees_val),
+        epochs=cfg.protocol.epochs,
+        train_time_s=round(progress.seconds, 2),
+        teacher_time_s=round(progress.teacher_seconds, 2),
+        teacher_answers_computed=progress.teacher_computed,
+        compiled=progress.compiled,
+        device=str(shop.device),
+    )
+    if code := own_code(type(method)):
+        summary["method_code"] = code
     summary = json.dumps(summary, indent=1, allow_nan=False)
-    seal(folder, {'summary.json': summary.encode()}); text('summary.json', summary)
+    seal(folder, {"summary.json": summary.encode()})
+    text("summary.json", summary)
 
-def _here(progress:Progress)->dict: "Where the last epoch was computed, as it was when that began: the code may have changed since."; return {k: v for k, v in progress.places[-1].items() if k != 'first_epoch'}
 
-def last_look(shop:Workshop)->dict[str, Tensor]:
+def _here(progress: Progress) -> dict:
+    "Where the last epoch was computed, as it was when that began: the code may have changed since."
+    return {k: v for k, v in progress.places[-1].items() if k != "first_epoch"}
+
+
+def last_look(shop: Workshop) -> dict[str, Tensor]:
     "What is said about every training image, un-augmented, in evaluation mode, and the weights f_φ gives it: the points of Figure 3."
     y, method, out = shop.train.labels, shop.method, dict(labels=shop.train.labels)
-    nets = dict(student=shop.student) | (dict(teacher=Teacher(shop.teacher.net)) if method.needs_teacher else {}) # in eval mode, even under `released`
+    nets = dict(student=shop.student) | (
+        dict(teacher=Teacher(shop.teacher.net)) if method.needs_teacher else {}
+    )  # in eval mode, even under `released`
     for who, net in nets.items():
         logits = evaluate(net, shop.train, shop.protocol.low)
-        out |= {f'ce_{who}': hard_loss(logits, y), f'p_{who}': logits.softmax(1).half()}
-    if hasattr(method, 'weight_net') and method.needs_teacher:
-        with torch.no_grad(): out |= dict(zip(('w_hard', 'w_soft'), method.weight_net(torch.stack([out['ce_teacher'], out['ce_student']], 1)).unbind(1)))
+        out |= {f"ce_{who}": hard_loss(logits, y), f"p_{who}": logits.softmax(1).half()}
+    if hasattr(method, "weight_net") and method.needs_teacher:
+        with torch.no_grad():
+            out |= dict(
+                zip(
+                    ("w_hard", "w_soft"),
+                    method.weight_net(
+                        torch.stack([out["ce_teacher"], out["ce_student"]], 1)
+                    ).unbind(1),
+                )
+            )
     return out
 
 # %% ../nbs/07_runs.ipynb #10d31e12
-def find_run(runs_dir, run_id:str)->Run|None:
+def find_run(runs_dir, run_id: str) -> Run | None:
     "The finished run of that id, or None. `RecordError` if what is there is damaged or another run."
-    folder = Path(runs_dir)/run_id
-    if not _claims_to_be_finished(folder): return None
+    folder = Path(runs_dir) / run_id
+    if not _claims_to_be_finished(folder):
+        return None
     found = Run(folder)
-    if found.summary['run_id'] != run_id: raise RecordError(f"{folder} holds another run, {found.summary['run_id']!r}: it was renamed or copied here. Remove it, or give it its name back.")
+    if found.summary["run_id"] != run_id:
+        raise RecordError(
+            f"{folder} holds another run, {found.summary['run_id']!r}: it was renamed or copied here. Remove it, or give it its name back."
+        )
     return found
 
-def _claims_to_be_finished(folder:Path)->bool:
-    "A summary is written after its seal and before its checkpoint goes: a seal without either is a record that has lost its summary."
-    if (folder/'summary.json').exists(): return True
-    sealed = folder/SUMS
-    return sealed.is_file() and b'summary.json' in sealed.read_bytes() and not (folder/'checkpoint.pt').exists()
 
-def load_teacher(runs_dir, # where its run is
-                 run_id:str, # its id
-                 split:Split, # what the student will see
-                 normalisation:str|None=None, # and how its pixels are scaled; None: not compared
-                 method:str|None=None # that it was trained by, if it is a special one; None or 'teacher': any will do, a student too
-                )->nn.Module:
+def _claims_to_be_finished(folder: Path) -> bool:
+    "A summary is written after its seal and before its checkpoint goes: a seal without either is a record that has lost its summary."
+    if (folder / "summary.json").exists():
+        return True
+    sealed = folder / SUMS
+    return (
+        sealed.is_file()
+        and b"summary.json" in sealed.read_bytes()
+        and not (folder / "checkpoint.pt").exists()
+    )
+
+
+def load_teacher(
+    runs_dir,  # where its run is
+    run_id: str,  # its id
+    split: Split,  # what the student will see
+    normalisation: str | None = None,  # and how its pixels are scaled; None: not compared
+    # that it was trained by, if it is a special one; None or 'teacher': any will do, a student too
+    method: str | None = None,
+) -> nn.Module:
     "A trained teacher, if it is finished and saw the same images, scaled alike; `RecordError` otherwise."
     found = find_run(runs_dir, run_id)
-    if found is None: raise RecordError(f"there is no finished teacher {run_id!r} in {runs_dir}: run it first.")
-    if method not in (None, 'teacher', found.config.method): raise RecordError(f"{run_id!r} was trained by {found.config.method!r}, a teacher trained by {method!r} was expected.")
+    if found is None:
+        raise RecordError(f"there is no finished teacher {run_id!r} in {runs_dir}: run it first.")
+    if method not in (None, "teacher", found.config.method):
+        raise RecordError(
+            f"{run_id!r} was trained by {found.config.method!r}, a teacher trained by {method!r} was expected."
+        )
     if normalisation and found.config.protocol.normalisation != normalisation:
-        raise RecordError(f"teacher {run_id!r} was trained on pixels scaled by {found.config.protocol.normalisation!r}, the student's are scaled by {normalisation!r}. "
-                         "Train a teacher with the student's normalisation.")
-    theirs, ours = found.summary['split_hash'], split.hash
+        raise RecordError(
+            f"teacher {run_id!r} was trained on pixels scaled by {found.config.protocol.normalisation!r}, the student's are scaled by {normalisation!r}. "
+            "Train a teacher with the student's normalisation."
+        )
+    theirs, ours = found.summary["split_hash"], split.hash
     if theirs != ours:
-        raise RecordError(f"teacher {run_id!r} saw other images: its split hash is {theirs}, the student's is {ours}. "
-                         "Train a teacher on this split (same dataset, rho and seed).")
+        raise RecordError(
+            f"teacher {run_id!r} saw other images: its split hash is {theirs}, the student's is {ours}. "
+            "Train a teacher on this split (same dataset, rho and seed)."
+        )
     return found.student()
 
 # %% ../nbs/07_runs.ipynb #207b25e7
 @contextmanager
-def _only_one(path:Path, show:bool):
+def _only_one(path: Path, show: bool):
     "Hold a lock file; say so if that means waiting. The system frees the lock of a process that dies."
-    make_folder(path.parent); lock = FileLock(path)
+    make_folder(path.parent)
+    lock = FileLock(path)
     with said_plainly(path):
-        try: lock.acquire(timeout=1)
+        try:
+            lock.acquire(timeout=1)
         except Timeout:
-            if show: print(f'another process is training {path.stem[1:]}: waiting for it', flush=True)
+            if show:
+                print(f"another process is training {path.stem[1:]}: waiting for it", flush=True)
             lock.acquire()
-    try: yield
-    finally: lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
 
-def _as_asked(found:Run, cfg:RunConfig, split:Split|None)->Run:
+
+def _as_asked(found: Run, cfg: RunConfig, split: Split | None) -> Run:
     "A config cannot hold images that are given, nor the code of a method that is not ours: `RecordError` if the record was made from others."
-    theirs, ours = found.summary['split_hash'], split.hash if split else None
-    if ours not in (None, theirs): raise RecordError(f"{found.folder} was trained on other images than those given: its split hash is {theirs}, that of the images given is {ours}. Give another runs_dir, or remove the folder to have it trained again.")
-    theirs, ours = found.summary.get('method_code'), own_code(get_method(cfg.method))
-    if theirs and ours and theirs != ours: raise RecordError(f"{found.folder} was made when the code of method {cfg.method!r} was another. Give the method another name, or remove the folder to have it trained again.")
+    theirs, ours = found.summary["split_hash"], split.hash if split else None
+    if ours not in (None, theirs):
+        raise RecordError(
+            f"{found.folder} was trained on other images than those given: its split hash is {theirs}, that of the images given is {ours}. Give another runs_dir, or remove the folder to have it trained again."
+        )
+    theirs, ours = found.summary.get("method_code"), own_code(get_method(cfg.method))
+    if theirs and ours and theirs != ours:
+        raise RecordError(
+            f"{found.folder} was made when the code of method {cfg.method!r} was another. Give the method another name, or remove the folder to have it trained again."
+        )
     return found
 
-def run(cfg:RunConfig, # what to run
-        runs_dir, # where runs live; made if missing
-        data_dir=None, # where images are, see `bikd.data.data_home`
-        device='cpu',
-        split:Split|None=None, # drawn from the config unless given
-        show:bool=True, # progress
-        tensorboard:bool=False, # scalars into the run's folder
-        memo_gib:float=2., # the largest memo of its teacher to keep, beside the teacher's weights; 0: none
-        compile:bool|None=None # the forward-mode pass, see `bikd.training.set_up`
-       )->Run:
+
+def run(
+    cfg: RunConfig,  # what to run
+    runs_dir,  # where runs live; made if missing
+    data_dir=None,  # where images are, see `bikd.data.data_home`
+    device="cpu",
+    split: Split | None = None,  # drawn from the config unless given
+    show: bool = True,  # progress
+    tensorboard: bool = False,  # scalars into the run's folder
+    # the largest memo of its teacher to keep, beside the teacher's weights; 0: none
+    memo_gib: float = 2.0,
+    compile: bool | None = None,  # the forward-mode pass, see `bikd.training.set_up`
+) -> Run:
     "The finished run of this config: loaded if there is one, else trained, resuming from its last epoch if it was interrupted. Errors: those of `load_split`, `load_teacher` and `bikd.training.train`."
-    folder = Path(runs_dir)/cfg.run_id
-    if (found := find_run(runs_dir, cfg.run_id)):
-        with suppress(OSError): (folder/'checkpoint.pt').unlink() # of a process that was killed after it had finished
+    folder = Path(runs_dir) / cfg.run_id
+    if found := find_run(runs_dir, cfg.run_id):
+        with suppress(OSError):
+            (
+                folder / "checkpoint.pt"
+            ).unlink()  # of a process that was killed after it had finished
         return _as_asked(found, cfg, split)
     split = split or load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir, cfg.n_val)
-    drawn, asked = ((x.dataset, x.rho, x.seed, n) for x, n in ((split, len(split.val)//split.n_classes), (cfg, cfg.n_val or get_source(cfg.dataset).n_val)))
-    if drawn != asked: raise ValueError(f"the split given is (dataset, rho, seed, n_val) = {drawn}, the config's is {asked}.")
+    drawn, asked = (
+        (x.dataset, x.rho, x.seed, n)
+        for x, n in (
+            (split, len(split.val) // split.n_classes),
+            (cfg, cfg.n_val or get_source(cfg.dataset).n_val),
+        )
+    )
+    if drawn != asked:
+        raise ValueError(
+            f"the split given is (dataset, rho, seed, n_val) = {drawn}, the config's is {asked}."
+        )
     method = cfg.make_method()
-    method.check(split); check_fit(method, split, cfg.protocol); pick_device(device) # before anything is written
-    if not memo_gib >= 0: raise ValueError(f"memo_gib={memo_gib}: a size in GiB was expected, 0 or more.")
-    teachers = [load_teacher(runs_dir, t, split, cfg.protocol.normalisation, name) for t, name in zip(cfg.teachers, method.taught_by)]
+    method.check(split)
+    check_fit(method, split, cfg.protocol)
+    pick_device(device)  # before anything is written
+    if not memo_gib >= 0:
+        raise ValueError(f"memo_gib={memo_gib}: a size in GiB was expected, 0 or more.")
+    teachers = [
+        load_teacher(runs_dir, t, split, cfg.protocol.normalisation, name)
+        for t, name in zip(cfg.teachers, method.taught_by)
+    ]
     teacher = method.join(teachers, split) if teachers else None
-    with _only_one(Path(runs_dir)/f'.{cfg.run_id}.lock', show):
-        if (found := find_run(runs_dir, cfg.run_id)): return _as_asked(found, cfg, split) # somebody else trained it while we waited
+    with _only_one(Path(runs_dir) / f".{cfg.run_id}.lock", show):
+        if found := find_run(runs_dir, cfg.run_id):
+            return _as_asked(found, cfg, split)  # somebody else trained it while we waited
         make_folder(folder)
         with said_plainly(folder):
-            for left in folder.glob('.*.tmp'): left.unlink() # of a process that was killed while it wrote
-        atomic_write(folder/'config.json', cfg.model_dump_json(indent=1))
-        student = create_model(cfg.net, method.see(split).n_classes, split.train.pixels.shape[1], cfg.protocol.head_init, seed=cfg.seed)
-        checkpoint, here = folder/'checkpoint.pt', {k: v for k, v in environment(device).items() if k != 'finished_at'}
-        shop, progress = train(student, method, split, cfg.protocol, teacher=teacher, seed=cfg.seed, device=device, checkpoint=checkpoint,
-                               label=f'{cfg.method} {cfg.dataset} rho={cfg.rho:g} seed={cfg.seed}', show=show, tensorboard=folder/'tensorboard' if tensorboard else None,
-                               memo=Path(runs_dir)/cfg.teachers[0]/'memo' if teacher and memo_gib else None, memo_gib=memo_gib, compile=compile, place=here)
+            for left in folder.glob(".*.tmp"):
+                left.unlink()  # of a process that was killed while it wrote
+        atomic_write(folder / "config.json", cfg.model_dump_json(indent=1))
+        student = create_model(
+            cfg.net,
+            method.see(split).n_classes,
+            split.train.pixels.shape[1],
+            cfg.protocol.head_init,
+            seed=cfg.seed,
+        )
+        checkpoint, here = (
+            folder / "checkpoint.pt",
+            {k: v for k, v in environment(device).items() if k != "finished_at"},
+        )
+        shop, progress = train(
+            student,
+            method,
+            split,
+            cfg.protocol,
+            teacher=teacher,
+            seed=cfg.seed,
+            device=device,
+            checkpoint=checkpoint,
+            label=f"{cfg.method} {cfg.dataset} rho={cfg.rho:g} seed={cfg.seed}",
+            show=show,
+            tensorboard=folder / "tensorboard" if tensorboard else None,
+            memo=Path(runs_dir) / cfg.teachers[0] / "memo" if teacher and memo_gib else None,
+            memo_gib=memo_gib,
+            compile=compile,
+            place=here,
+        )
         _write_record(folder, cfg, split, shop, progress)
-        with said_plainly(checkpoint): checkpoint.unlink(missing_ok=True)
+        with said_plainly(checkpoint):
+            checkpoint.unlink(missing_ok=True)
     return Run(folder, fresh=True)
 
 # %% ../nbs/07_runs.ipynb #c985aaf6
-def find_runs(runs_dir # a folder of runs
-             )->list[Run]: # in the order of `bikd.methods.rank`, then by dataset, ρ and seed
+def find_runs(
+    runs_dir,  # a folder of runs
+) -> list[Run]:  # in the order of `bikd.methods.rank`, then by dataset, ρ and seed
     "All finished runs below a folder. `RecordError` where one cannot be read."
-    runs, at = [Run(folder) for folder in sorted(Path(runs_dir).glob('*/')) if _claims_to_be_finished(folder)], {}
+    runs, at = (
+        [
+            Run(folder)
+            for folder in sorted(Path(runs_dir).glob("*/"))
+            if _claims_to_be_finished(folder)
+        ],
+        {},
+    )
     for r in runs:
-        if (first := at.setdefault(r.summary['run_id'], r.folder)) != r.folder: raise RecordError(f"{first} and {r.folder} are the same run: remove the copy, or it would count twice.")
+        if (first := at.setdefault(r.summary["run_id"], r.folder)) != r.folder:
+            raise RecordError(
+                f"{first} and {r.folder} are the same run: remove the copy, or it would count twice."
+            )
         r.config
-    return sorted(runs, key=lambda r: (rank(r.config.method), r.config.dataset, r.config.rho, r.config.seed, r.config.run_id))
+    return sorted(
+        runs,
+        key=lambda r: (
+            rank(r.config.method),
+            r.config.dataset,
+            r.config.rho,
+            r.config.seed,
+            r.config.run_id,
+        ),
+    )
 
-def load_runs(runs_dir # a folder of runs
-             )->pd.DataFrame: # a row per finished run: `summary.json`, then the config's protocol and settings
+
+def load_runs(
+    runs_dir,  # a folder of runs
+    # a row per finished run: `summary.json`, then the config's protocol and settings
+) -> pd.DataFrame:
     "All finished runs below a folder. Columns as in `summary.json`, plus `protocol.*`, `settings.*` and `folder`."
-    flat = lambda name, d: {f'{name}.{k}': v for k, v in d.items()}
-    return pd.DataFrame([r.summary | flat('protocol', r.config.protocol.model_dump()) | flat('settings', r.config.settings)
-                         | dict(folder=str(r.folder)) for r in find_runs(runs_dir)])
+    flat = lambda name, d: {f"{name}.{k}": v for k, v in d.items()}
+    return pd.DataFrame(
+        [
+            r.summary
+            | flat("protocol", r.config.protocol.model_dump())
+            | flat("settings", r.config.settings)
+            | dict(folder=str(r.folder))
+            for r in find_runs(runs_dir)
+        ]
+    )
 
 # %% ../nbs/07_runs.ipynb #608ecfa6
-SETTINGS = ('k', 'temperature', 'estimator') # parameters that belong to a method, not to the protocol
+SETTINGS = (
+    "k",
+    "temperature",
+    "estimator",
+)  # parameters that belong to a method, not to the protocol
 
-def parse_changes(text:str|None # words like 'accumulation=sum hidden=[64]'
-                 )->dict[str, Any]: # field -> value
+
+def parse_changes(
+    text: str | None,  # words like 'accumulation=sum hidden=[64]'
+) -> dict[str, Any]:  # field -> value
     "Fields of method or protocol and their values, as JSON where it is JSON, else as text."
+
     def value(s):
-        try: v = json.loads(s)
-        except ValueError: return s
+        try:
+            v = json.loads(s)
+        except ValueError:
+            return s
         return tuple(v) if isinstance(v, list) else v
-    pairs = [w.partition('=') for w in (text or '').split()]
-    if bad := [''.join(p) for p in pairs if not all(p)]: raise ValueError(f"change={text!r}: {bad[0]!r} is not of the form field=value, for example accumulation=sum.")
-    if len(names := [p[0] for p in pairs]) > len(set(names)): raise ValueError(f"change={text!r} names {next(n for n in names if names.count(n) > 1)!r} twice.")
+
+    pairs = [w.partition("=") for w in (text or "").split()]
+    if bad := ["".join(p) for p in pairs if not all(p)]:
+        raise ValueError(
+            f"change={text!r}: {bad[0]!r} is not of the form field=value, for example accumulation=sum."
+        )
+    if len(names := [p[0] for p in pairs]) > len(set(names)):
+        raise ValueError(
+            f"change={text!r} names {next(n for n in names if names.count(n) > 1)!r} twice."
+        )
     return {name: value(v) for name, _, v in pairs}
 
-def changes_for(method:str, # its name
-                changes:dict[str, Any] # as `parse_changes` gives them
-               )->tuple[dict, dict]: # settings of the method, fields of its protocol
+
+def changes_for(
+    method: str,  # its name
+    changes: dict[str, Any],  # as `parse_changes` gives them
+) -> tuple[dict, dict]:  # settings of the method, fields of its protocol
     "Those of the changes that mean something to a method. Teachers' nets are trained as ever, on pixels scaled as their students' are."
     cls = get_method(method)
-    if cls.big: return {}, {f: v for f, v in changes.items() if f == 'normalisation'}
+    if cls.big:
+        return {}, {f: v for f, v in changes.items() if f == "normalisation"}
     settings = {f: v for f, v in changes.items() if f in cls.model_fields}
-    return settings, {f: v for f, v in changes.items() if f in Protocol.model_fields and f not in settings}
+    return settings, {
+        f: v for f, v in changes.items() if f in Protocol.model_fields and f not in settings
+    }
 
 # %% ../nbs/07_runs.ipynb #2236d346
 class Parameters(BaseModel):
     "What `run_experiment.ipynb` accepts with `-p`; None means: as dataset and preset say."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
-    dataset: str = 'mnist5k'
-    rho: float = 100.
-    methods: str = 'ce kd bikd' # separated by spaces; 'all': the rows of Table 1; 'controls': what it lacks
-    seeds: str|int = '0' # separated by spaces
-    preset: str = 'clean'
-    teacher: str|None = None # net names
-    student: str|None = None
-    epochs: int|None = Field(None, ge=1)
-    batch_size: int|None = Field(None, ge=1)
-    lr: float|None = Field(None, gt=0)
-    temperature: float|None = Field(None, gt=0)
-    k: int|None = Field(None, ge=1)
-    estimator: str|None = None
-    teacher_mode: str|None = None
-    precision: str|None = None # of teachers and students
-    change: str|None = None # any other field of method or protocol, of the students
-    n_val: int|None = Field(None, ge=1)
-    device: str = 'cpu'
-    data_dir: str|None = None
-    runs_dir: str|None = None
-    memo_gib: float = Field(2., ge=0)
-    compile: bool|None = None
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    dataset: str = "mnist5k"
+    rho: float = 100.0
+    # separated by spaces; 'all': the rows of Table 1; 'controls': what it lacks
+    methods: str = "ce kd bikd"
+    seeds: str | int = "0"  # separated by spaces
+    preset: str = "clean"
+    teacher: str | None = None  # net names
+    student: str | None = None
+    epochs: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    lr: float | None = Field(None, gt=0)
+    temperature: float | None = Field(None, gt=0)
+    k: int | None = Field(None, ge=1)
+    estimator: str | None = None
+    teacher_mode: str | None = None
+    precision: str | None = None  # of teachers and students
+    change: str | None = None  # any other field of method or protocol, of the students
+    n_val: int | None = Field(None, ge=1)
+    device: str = "cpu"
+    data_dir: str | None = None
+    runs_dir: str | None = None
+    memo_gib: float = Field(2.0, ge=0)
+    compile: bool | None = None
     tensorboard: bool = False
+
 
 class ParameterError(PlainError, ValueError):
     "A parameter is not what it may be."
 
+
 @contextmanager
 def refused():
     "Inside, what cannot be meant ends as a `ParameterError`, in one line."
-    try: yield
-    except ParameterError: raise
-    except ValidationError as e: raise ParameterError(one_line(e)) from None
-    except (ValueError, OSError) as e: raise ParameterError(str(e)) from None
+    try:
+        yield
+    except ParameterError:
+        raise
+    except ValidationError as e:
+        raise ParameterError(one_line(e)) from None
+    except (ValueError, OSError) as e:
+        raise ParameterError(str(e)) from None
 
 # %% ../nbs/07_runs.ipynb #20c0802e
-def _assigned(source:str)->list[str]:
+def _assigned(source: str) -> list[str]:
     "Names that a cell assigns at its top level."
-    try: body = ast.parse(source).body
-    except SyntaxError: return []
-    targets = [t for n in body if isinstance(n, ast.Assign) for t in n.targets] + [n.target for n in body if isinstance(n, ast.AnnAssign)]
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return []
+    targets = [t for n in body if isinstance(n, ast.Assign) for t in n.targets] + [
+        n.target for n in body if isinstance(n, ast.AnnAssign)
+    ]
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
-def _declared(source:str)->dict[str, tuple]:
-    "Kind of each name that a cell annotates, and whether it is None by default."
-    return {n.target.id: (ast.unparse(n.annotation), isinstance(n.value, ast.Constant) and n.value.value is None) for n in ast.parse(source).body if isinstance(n, ast.AnnAssign)}
 
-def _of_kind(name:str, value, kind:str, optional:bool):
+def _declared(source: str) -> dict[str, tuple]:
+    "Kind of each name that a cell annotates, and whether it is None by default."
+    return {
+        n.target.id: (
+            ast.unparse(n.annotation),
+            isinstance(n.value, ast.Constant) and n.value.value is None,
+        )
+        for n in ast.parse(source).body
+        if isinstance(n, ast.AnnAssign)
+    }
+
+
+def _of_kind(name: str, value, kind: str, optional: bool):
     "The value, as text where numbers may be listed and papermill has read a single one; `ParameterError` for a value of another kind."
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if name in ('seeds', 'rhos') and number: return str(value)
-    fits = dict(bool=isinstance(value, bool), int=number and isinstance(value, int), float=number and math.isfinite(value), str=isinstance(value, str))
-    if fits.get(kind, True) or value is None and optional: return value
-    raise ParameterError(f"{name} = {value!r}: expected " + dict(bool='True or False, spelled so', int='a whole number', float='a finite number', str='text; to papermill, digits after -p are a number, after -r they are text')[kind] + '.')
+    if name in ("seeds", "rhos") and number:
+        return str(value)
+    fits = dict(
+        bool=isinstance(value, bool),
+        int=number and isinstance(value, int),
+        float=number and math.isfinite(value),
+        str=isinstance(value, str),
+    )
+    if fits.get(kind, True) or value is None and optional:
+        return value
+    raise ParameterError(
+        f"{name} = {value!r}: expected "
+        + dict(
+            bool="True or False, spelled so",
+            int="a whole number",
+            float="a finite number",
+            str="text; to papermill, digits after -p are a number, after -r they are text",
+        )[kind]
+        + "."
+    )
 
-def given_parameters(namespace:dict, # `globals()` of the notebook
-                     names=tuple(Parameters.model_fields) # what may be given
-                    )->dict: # name -> value
+
+def given_parameters(
+    namespace: dict,  # `globals()` of the notebook
+    names=tuple(Parameters.model_fields),  # what may be given
+) -> dict:  # name -> value
     "The parameters that a notebook's parameter cells assign; `ParameterError` for unknown names or a lost tag."
-    known, cells = set(names), [_assigned(s) for s in namespace.get('In', [])]
-    injected = [i for i, s in enumerate(namespace.get('In', [])) if s.lstrip().startswith('# Parameters')]
-    defaults = [i for i, names in enumerate(cells) if i not in injected and len(known & set(names)) > len(known)/2]
+    known, cells = set(names), [_assigned(s) for s in namespace.get("In", [])]
+    injected = [
+        i for i, s in enumerate(namespace.get("In", [])) if s.lstrip().startswith("# Parameters")
+    ]
+    defaults = [
+        i
+        for i, names in enumerate(cells)
+        if i not in injected and len(known & set(names)) > len(known) / 2
+    ]
     if injected and defaults and injected[-1] < defaults[0]:
-        raise ParameterError("the cell tag 'parameters' is lost: papermill put the values it was given before the defaults, which overrule them. "
-                             "Tag the cell of defaults with 'parameters' again.")
+        raise ParameterError(
+            "the cell tag 'parameters' is lost: papermill put the values it was given before the defaults, which overrule them. "
+            "Tag the cell of defaults with 'parameters' again."
+        )
     for name in {n for i in injected + defaults[-1:] for n in cells[i]} - known:
-        close = difflib.get_close_matches(name, known, 1, .5)
-        hint = f' (did you mean {close[0]!r}?)' if close else ''
+        close = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ParameterError(f"unknown parameter {name!r}{hint}; there are: {', '.join(names)}.")
-    for name, (kind, optional) in (_declared(namespace['In'][defaults[-1]]) if defaults else {}).items():
+    for name, (kind, optional) in (
+        _declared(namespace["In"][defaults[-1]]) if defaults else {}
+    ).items():
         namespace[name] = _of_kind(name, namespace[name], kind, optional)
     return {n: namespace[n] for n in names if n in namespace}
 
@@ -535,63 +1002,136 @@ def given_parameters(namespace:dict, # `globals()` of the notebook
 @dataclass(frozen=True)
 class Plan:
     "Checked parameters and the runs they stand for."
+
     parameters: Parameters
-    configs: list[RunConfig] # teachers before their students
+    configs: list[RunConfig]  # teachers before their students
     runs_dir: Path
     device: torch.device
 
-def project_root()->Path:
+
+def project_root() -> Path:
     "The nearest folder upward that holds `settings.ini`, else the working folder: papermill, Lab and nbdev_test start in different ones."
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
+    return next((p for p in (here, *here.parents) if (p / "settings.ini").exists()), here)
 
 # %% ../nbs/07_runs.ipynb #d8d70da0
-def make_plan(p:Parameters)->Plan:
+def make_plan(p: Parameters) -> Plan:
     "Resolve names and presets into configs; `ValueError` for what cannot be run. Writes nothing, reads no images."
     methods, seeds = methods_named(p.methods), list(dict.fromkeys(str(p.seeds).split()))
     if not seeds or not all(s.isdecimal() for s in seeds):
-        raise ValueError(f"seeds={p.seeds!r}: whole numbers >= 0 were expected, separated by spaces, for example \"0 1 2\".")
+        raise ValueError(
+            f'seeds={p.seeds!r}: whole numbers >= 0 were expected, separated by spaces, for example "0 1 2".'
+        )
     data_home(p.data_dir)
-    runs_dir = Path(p.runs_dir).expanduser() if p.runs_dir else project_root()/'runs'
-    if runs_dir.exists() and not runs_dir.is_dir(): raise ValueError(f"runs_dir={p.runs_dir!r} is a file; name a folder, which is made if missing.")
-    if p.tensorboard and not find_spec('tensorboard'): raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard.")
-    given = {f: v for f in ('epochs', 'batch_size', 'lr', 'precision') if (v := getattr(p, f)) is not None}
+    runs_dir = Path(p.runs_dir).expanduser() if p.runs_dir else project_root() / "runs"
+    if runs_dir.exists() and not runs_dir.is_dir():
+        raise ValueError(
+            f"runs_dir={p.runs_dir!r} is a file; name a folder, which is made if missing."
+        )
+    if p.tensorboard and not find_spec("tensorboard"):
+        raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard.")
+    given = {
+        f: v
+        for f in ("epochs", "batch_size", "lr", "precision")
+        if (v := getattr(p, f)) is not None
+    }
     changes = parse_changes(p.change)
-    if twice := set(changes) & {*SETTINGS, 'epochs', 'teacher_mode', 'precision', *given}: raise ValueError(f"change={p.change!r}: {twice.pop()!r} is a parameter of its own; give it with -p.")
+    if twice := set(changes) & {*SETTINGS, "epochs", "teacher_mode", "precision", *given}:
+        raise ValueError(
+            f"change={p.change!r}: {twice.pop()!r} is a parameter of its own; give it with -p."
+        )
     changes |= {f: v for f in SETTINGS if (v := getattr(p, f)) is not None}
     mine, recipe = ((lambda m, i=i: changes_for(m, changes)[i]) for i in (0, 1))
     for f in changes:
-        if any(f in part for m in methods for part in changes_for(m, changes)): continue
-        fields = sorted({*Protocol.model_fields, *(x for m in methods for x in get_method(m).model_fields)})
-        close = difflib.get_close_matches(f, fields, 1, .5)
-        raise ValueError(f"{f}={changes[f]} would change nothing: none of the methods ({', '.join(methods)}) has it" + (f"; did you mean {close[0]!r}?" if close else '.'))
-    distilled = {} if p.teacher_mode is None else dict(teacher_mode=p.teacher_mode) # of students that have a teacher
-    if distilled and not any(get_method(m).needs_teacher for m in methods): raise ValueError(f"teacher_mode={p.teacher_mode!r} would change nothing: none of the methods ({', '.join(methods)}) has a teacher.")
-    scaling, configs = preset(p.preset, 'ce', {f: v for f, v in changes.items() if f == 'normalisation'})[1].normalisation, [] # a teacher sees pixels scaled as its students do
+        if any(f in part for m in methods for part in changes_for(m, changes)):
+            continue
+        fields = sorted(
+            {*Protocol.model_fields, *(x for m in methods for x in get_method(m).model_fields)}
+        )
+        close = difflib.get_close_matches(f, fields, 1, 0.5)
+        raise ValueError(
+            f"{f}={changes[f]} would change nothing: none of the methods ({', '.join(methods)}) has it"
+            + (f"; did you mean {close[0]!r}?" if close else ".")
+        )
+    distilled = (
+        {} if p.teacher_mode is None else dict(teacher_mode=p.teacher_mode)
+    )  # of students that have a teacher
+    if distilled and not any(get_method(m).needs_teacher for m in methods):
+        raise ValueError(
+            f"teacher_mode={p.teacher_mode!r} would change nothing: none of the methods ({', '.join(methods)}) has a teacher."
+        )
+    scaling, configs = (
+        preset(p.preset, "ce", {f: v for f, v in changes.items() if f == "normalisation"})[
+            1
+        ].normalisation,
+        [],
+    )  # a teacher sees pixels scaled as its students do
     for seed in dict.fromkeys(map(int, seeds)):
-        big = lambda m: make_config(p.dataset, p.rho, seed, m, p.teacher, protocol=given | dict(normalisation=scaling), n_val=p.n_val)
+        big = lambda m: make_config(
+            p.dataset,
+            p.rho,
+            seed,
+            m,
+            p.teacher,
+            protocol=given | dict(normalisation=scaling),
+            n_val=p.n_val,
+        )
         teachers, students = [big(m) for m in methods if get_method(m).big], []
         for m in methods:
-            if get_method(m).big: continue
+            if get_method(m).big:
+                continue
             mine_too = [big(t) for t in preset(p.preset, m, settings=mine(m))[0].taught_by]
             ids = tuple(t.run_id for t in mine_too)
             told = dict(teacher_run=ids[0]) if len(ids) == 1 else dict(expert_runs=ids)
             teachers += mine_too
-            students.append(make_config(p.dataset, p.rho, seed, m, p.student, p.preset, given | (distilled if ids else {}) | recipe(m), mine(m), n_val=p.n_val, **told))
+            students.append(
+                make_config(
+                    p.dataset,
+                    p.rho,
+                    seed,
+                    m,
+                    p.student,
+                    p.preset,
+                    given | (distilled if ids else {}) | recipe(m),
+                    mine(m),
+                    n_val=p.n_val,
+                    **told,
+                )
+            )
         configs += [*{c.run_id: c for c in teachers}.values(), *students]
-    for name, head in dict.fromkeys((c.net, c.protocol.head_init) for c in configs): _try_net(name, head, get_source(p.dataset))
-    for c in configs: check_clock(c.make_method(), sum(long_tailed_counts((s := get_source(c.dataset)).n_max, s.n_classes, c.rho)), c.protocol); check_precision(c.make_method(), c.protocol)
+    for name, head in dict.fromkeys((c.net, c.protocol.head_init) for c in configs):
+        _try_net(name, head, get_source(p.dataset))
+    for c in configs:
+        check_clock(
+            c.make_method(),
+            sum(long_tailed_counts((s := get_source(c.dataset)).n_max, s.n_classes, c.rho)),
+            c.protocol,
+        )
+        check_precision(c.make_method(), c.protocol)
     return Plan(p, configs, runs_dir, pick_device(p.device))
 
-def _try_net(name:str, head_init:str, source:Source):
+
+def _try_net(name: str, head_init: str, source: Source):
     "Build the net and show it one black image: better a message now than a crash after its teacher was trained."
-    try: net = create_model(name, source.n_classes, source.channels, head_init)
-    except Exception as e: raise ValueError(f"net {name!r} cannot be built for {source.n_classes} classes ({type(e).__name__}: {e}).") from e
-    if not isinstance(net, nn.Module): raise ValueError(f"net {name!r} gives a {type(net).__name__}; expected a torch.nn.Module.")
-    check_logits(net, torch.zeros(1, source.channels, source.size, source.size), source.n_classes, f'net {name!r}')
+    try:
+        net = create_model(name, source.n_classes, source.channels, head_init)
+    except Exception as e:
+        raise ValueError(
+            f"net {name!r} cannot be built for {source.n_classes} classes ({type(e).__name__}: {e})."
+        ) from e
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"net {name!r} gives a {type(net).__name__}; expected a torch.nn.Module.")
+    check_logits(
+        net,
+        torch.zeros(1, source.channels, source.size, source.size),
+        source.n_classes,
+        f"net {name!r}",
+    )
 
 # %% ../nbs/07_runs.ipynb #1179bf41
-def check_parameters(namespace:dict # `globals()` of the notebook
-                    )->Plan:
+def check_parameters(
+    namespace: dict,  # `globals()` of the notebook
+) -> Plan:
     "The guard of `run_experiment.ipynb`: one `ParameterError` for whatever cannot be meant."
-    with refused(): return make_plan(Parameters(**given_parameters(namespace)))
+    with refused():
+        return make_plan(Parameters(**given_parameters(namespace)))

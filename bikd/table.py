@@ -19,7 +19,9 @@ from .report import ACCURACIES, LABELS, alike, paired_difference
 from .runs import Run, RunConfig, find_runs, make_config
 
 # %% ../nbs/13_table.ipynb #d87c7300
-PAPER = pd.read_csv(io.StringIO("""method,cifar10,,,,cifar100,,,
+PAPER = (
+    pd.read_csv(
+        io.StringIO("""method,cifar10,,,,cifar100,,,
 rho,1,10,50,100,1,10,50,100
 teacher,95.82,90.79,82.72,77.23,79.40,65.45,51.59,45.88
 ce,92.63,87.41,78.32,71.00,72.41,59.97,48.14,42.42
@@ -31,158 +33,399 @@ rwkd,93.25,88.08,78.97,72.78,73.68,61.38,47.26,42.83
 lfme,92.85,88.07,80.28,74.04,73.13,61.51,49.29,45.18
 dive,91.55,88.20,80.79,74.83,71.89,61.93,51.01,44.76
 bikd,93.85,88.85,82.45,75.91,74.08,64.69,51.84,46.23
-"""), header=None, skiprows=2, index_col=0).set_axis(pd.MultiIndex.from_product([['cifar10', 'cifar100'], [1., 10., 50., 100.]], names=['dataset', 'rho']), axis=1).rename_axis('method')
+"""),
+        header=None,
+        skiprows=2,
+        index_col=0,
+    )
+    .set_axis(
+        pd.MultiIndex.from_product(
+            [["cifar10", "cifar100"], [1.0, 10.0, 50.0, 100.0]], names=["dataset", "rho"]
+        ),
+        axis=1,
+    )
+    .rename_axis("method")
+)
 
-def paper_value(method:str, dataset:str, rho:float)->float|None:
+
+def paper_value(method: str, dataset: str, rho: float) -> float | None:
     "What Table 1 prints, in percent; None where it has no such cell."
-    return float(PAPER.loc[method, (dataset, rho)]) if method in PAPER.index and (dataset, rho) in PAPER.columns else None
+    return (
+        float(PAPER.loc[method, (dataset, rho)])
+        if method in PAPER.index and (dataset, rho) in PAPER.columns
+        else None
+    )
 
 # %% ../nbs/13_table.ipynb #fffa8817
 class Interval(NamedTuple):
     "A mean and where it may be, at 95 %; an end is None when one seed knows no spread."
+
     mean: float
-    low: float|None
-    high: float|None
+    low: float | None
+    high: float | None
     n: int
 
     @property
-    def verdict(self)->str: "Of a difference: 'ahead', 'behind', or 'open' when the interval holds zero or there is none."; return 'open' if self.low is None or self.low <= 0 <= self.high else 'ahead' if self.low > 0 else 'behind'
-    def __str__(self): return f'{self.mean:+.2f}' + ('' if self.low is None else f' [{self.low:+.2f}, {self.high:+.2f}]')
+    def verdict(self) -> str:
+        "Of a difference: 'ahead', 'behind', or 'open' when the interval holds zero or there is none."
+        return (
+            "open"
+            if self.low is None or self.low <= 0 <= self.high
+            else "ahead"
+            if self.low > 0
+            else "behind"
+        )
 
-def interval(values, # one number per seed
-             level:float=.95)->Interval:
+    def __str__(self):
+        return f"{self.mean:+.2f}" + (
+            "" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        )
+
+
+def interval(
+    values,  # one number per seed
+    level: float = 0.95,
+) -> Interval:
     "The t-interval of a mean; `ValueError` without values, or if one is no number."
     v = pd.Series(list(values), dtype=float)
-    if not len(v) or not np.isfinite(v).all() or not 0 < level < 1: raise ValueError(f"an interval needs at least one value, all of them finite, and a level between 0 and 1; got {v.tolist()}, level {level}.")
-    half = float(student_t.ppf((1 + level)/2, len(v) - 1)*v.std()/len(v)**.5) if len(v) > 1 else None
-    return Interval(float(v.mean()), *((None, None) if half is None else (float(v.mean()) - half, float(v.mean()) + half)), len(v))
+    if not len(v) or not np.isfinite(v).all() or not 0 < level < 1:
+        raise ValueError(
+            f"an interval needs at least one value, all of them finite, and a level between 0 and 1; got {v.tolist()}, level {level}."
+        )
+    half = (
+        float(student_t.ppf((1 + level) / 2, len(v) - 1) * v.std() / len(v) ** 0.5)
+        if len(v) > 1
+        else None
+    )
+    return Interval(
+        float(v.mean()),
+        *((None, None) if half is None else (float(v.mean()) - half, float(v.mean()) + half)),
+        len(v),
+    )
 
 # %% ../nbs/13_table.ipynb #ff2ad432
-def choose(runs, # `Run`s
-           dataset:str, rho:float, method:str)->list[Run]: # in order of seeds
+def choose(
+    runs,  # `Run`s
+    dataset: str,
+    rho: float,
+    method: str,
+) -> list[Run]:  # in order of seeds
     "The runs of a cell; `ValueError` if they are not `alike`."
-    return alike([r for r in runs if (r.config.dataset, r.config.rho, r.config.method) == (dataset, rho, method)])
+    return alike(
+        [
+            r
+            for r in runs
+            if (r.config.dataset, r.config.rho, r.config.method) == (dataset, rho, method)
+        ]
+    )
 
-def cell(runs:list[Run], # of one cell
-         dataset:str, rho:float, method:str,
-         accuracy:str='last' # a key of `ACCURACIES`
-        )->dict: # dataset, rho, method, paper, mean, std, n, delta, low, high, verdict; None where it cannot be known
+
+def cell(
+    runs: list[Run],  # of one cell
+    dataset: str,
+    rho: float,
+    method: str,
+    accuracy: str = "last",  # a key of `ACCURACIES`
+    # dataset, rho, method, paper, mean, std, n, delta, low, high, verdict; None where it cannot be
+    # known
+) -> dict:
     "One cell of the table. `low` and `high` are the 95 % interval of our mean."
-    theirs, values = paper_value(method, dataset, rho), [x for r in runs if (x := r.summary[ACCURACIES[accuracy]]) is not None]
-    out = dict(dataset=dataset, rho=rho, method=method, paper=theirs, mean=None, std=None, n=len(values), delta=None, low=None, high=None, verdict='not run' if not runs else '')
-    if not values: return out | (dict(verdict='no epoch is chosen by val') if runs else {})
+    theirs, values = (
+        paper_value(method, dataset, rho),
+        [x for r in runs if (x := r.summary[ACCURACIES[accuracy]]) is not None],
+    )
+    out = dict(
+        dataset=dataset,
+        rho=rho,
+        method=method,
+        paper=theirs,
+        mean=None,
+        std=None,
+        n=len(values),
+        delta=None,
+        low=None,
+        high=None,
+        verdict="not run" if not runs else "",
+    )
+    if not values:
+        return out | (dict(verdict="no epoch is chosen by val") if runs else {})
     ours = interval(values)
-    out |= dict(mean=ours.mean, std=pd.Series(values).std() if ours.n > 1 else None, low=ours.low, high=ours.high)
-    if theirs is None: return out
-    word = 'one seed: no verdict' if ours.low is None else 'agrees' if ours.low <= theirs <= ours.high else 'higher' if ours.mean > theirs else 'lower'
+    out |= dict(
+        mean=ours.mean,
+        std=pd.Series(values).std() if ours.n > 1 else None,
+        low=ours.low,
+        high=ours.high,
+    )
+    if theirs is None:
+        return out
+    word = (
+        "one seed: no verdict"
+        if ours.low is None
+        else "agrees"
+        if ours.low <= theirs <= ours.high
+        else "higher"
+        if ours.mean > theirs
+        else "lower"
+    )
     return out | dict(delta=ours.mean - theirs, verdict=word)
 
-def cell_text(c:dict # as `cell` gives it
-             )->str:
+
+def cell_text(
+    c: dict,  # as `cell` gives it
+) -> str:
     "A cell as it is printed."
-    paper = '' if c['paper'] is None else f"paper {c['paper']:.2f}"
-    if c['mean'] is None: return ', '.join(filter(None, (c['verdict'], paper)))
-    ours = f"{c['mean']:.2f}" + (f" ± {c['std']:.2f}" if c['std'] is not None else '') + f" ({c['n']})"
-    return ours if c['paper'] is None else f"{ours}; {paper}, Δ {c['delta']:+.2f}: {c['verdict']}"
+    paper = "" if c["paper"] is None else f"paper {c['paper']:.2f}"
+    if c["mean"] is None:
+        return ", ".join(filter(None, (c["verdict"], paper)))
+    ours = (
+        f"{c['mean']:.2f}" + (f" ± {c['std']:.2f}" if c["std"] is not None else "") + f" ({c['n']})"
+    )
+    return ours if c["paper"] is None else f"{ours}; {paper}, Δ {c['delta']:+.2f}: {c['verdict']}"
 
 # %% ../nbs/13_table.ipynb #c541960d
-def table1(runs, # finished `Run`s
-           columns:list[tuple[str, float]], # (dataset, ρ)
-           methods:list[str], accuracy:str='last'
-          )->pd.DataFrame: # a row per cell, as `cell` gives them
+def table1(
+    runs,  # finished `Run`s
+    columns: list[tuple[str, float]],  # (dataset, ρ)
+    methods: list[str],
+    accuracy: str = "last",
+) -> pd.DataFrame:  # a row per cell, as `cell` gives them
     "All cells, long."
-    return pd.DataFrame([cell(choose(runs, d, rho, m), d, rho, m, accuracy) for d, rho in columns for m in methods])
+    return pd.DataFrame(
+        [cell(choose(runs, d, rho, m), d, rho, m, accuracy) for d, rho in columns for m in methods]
+    )
 
-def wide(cells:pd.DataFrame # as `table1` gives them
-        )->pd.DataFrame: # methods by columns, as text
+
+def wide(
+    cells: pd.DataFrame,  # as `table1` gives them
+) -> pd.DataFrame:  # methods by columns, as text
     "The table as it is read: a row per method."
-    rows = cells.astype(object).where(cells.notna(), None).to_dict('records')
-    text = pd.DataFrame([dict(method=LABELS.get(r['method'], r['method']), column=f"{r['dataset']} ρ={r['rho']:g}", text=cell_text(r)) for r in rows])
-    return text.pivot(index='method', columns='column', values='text').loc[list(dict.fromkeys(text.method)), list(dict.fromkeys(text.column))].rename_axis(None, axis=1)
+    rows = cells.astype(object).where(cells.notna(), None).to_dict("records")
+    text = pd.DataFrame(
+        [
+            dict(
+                method=LABELS.get(r["method"], r["method"]),
+                column=f"{r['dataset']} ρ={r['rho']:g}",
+                text=cell_text(r),
+            )
+            for r in rows
+        ]
+    )
+    return (
+        text.pivot(index="method", columns="column", values="text")
+        .loc[list(dict.fromkeys(text.method)), list(dict.fromkeys(text.column))]
+        .rename_axis(None, axis=1)
+    )
 
-def latex_table(table:pd.DataFrame # as `wide` gives it
-               )->str:
+
+def latex_table(
+    table: pd.DataFrame,  # as `wide` gives it
+) -> str:
     "A booktabs table: `\\\\usepackage{booktabs}` is all it needs."
-    symbols = {'±': r'$\pm$', 'ρ=': r'$\rho=$', 'Δ': r'$\Delta$', '∪': r'$\cup$', '%': r'\%', '_': r'\_'}
+    symbols = {
+        "±": r"$\pm$",
+        "ρ=": r"$\rho=$",
+        "Δ": r"$\Delta$",
+        "∪": r"$\cup$",
+        "%": r"\%",
+        "_": r"\_",
+    }
+
     def safe(s):
-        for a, b in symbols.items(): s = s.replace(a, b)
+        for a, b in symbols.items():
+            s = s.replace(a, b)
         return s
-    body = [' & '.join(map(safe, row)) + r' \\' for row in table.reset_index().values]
-    return '\n'.join([r'\begin{tabular}{l' + 'r'*table.shape[1] + '}', r'\toprule', ' & '.join(map(safe, ['Method', *table.columns])) + r' \\', r'\midrule', *body, r'\bottomrule', r'\end{tabular}', ''])
+
+    body = [" & ".join(map(safe, row)) + r" \\" for row in table.reset_index().values]
+    return "\n".join(
+        [
+            r"\begin{tabular}{l" + "r" * table.shape[1] + "}",
+            r"\toprule",
+            " & ".join(map(safe, ["Method", *table.columns])) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 # %% ../nbs/13_table.ipynb #235b759f
-def pairs(runs, # finished `Run`s
-          columns:list[tuple[str, float]], # (dataset, ρ)
-          a:str, rivals:list[str], # a minus each of them
-          accuracy:str='last'
-         )->pd.DataFrame: # dataset, rho, a, b, mean, low, high, n, verdict, and the interval as text
+def pairs(
+    runs,  # finished `Run`s
+    columns: list[tuple[str, float]],  # (dataset, ρ)
+    a: str,
+    rivals: list[str],  # a minus each of them
+    accuracy: str = "last",
+) -> pd.DataFrame:  # dataset, rho, a, b, mean, low, high, n, verdict, and the interval as text
     "Paired differences over the seeds that both have; pairs without a common seed are left out."
     rows = []
     for d, rho in columns:
         for b in rivals:
-            if a == b: continue
+            if a == b:
+                continue
             both = [r for m in (a, b) for r in choose(runs, d, rho, m)]
             diff = paired_difference(both, a, b, ACCURACIES[accuracy])
-            if not len(diff): continue
+            if not len(diff):
+                continue
             i = interval(diff)
-            rows.append(dict(dataset=d, rho=rho, a=a, b=b, mean=i.mean, low=i.low, high=i.high, n=i.n, verdict=i.verdict, text=str(i)))
-    return pd.DataFrame(rows, columns=['dataset', 'rho', 'a', 'b', 'mean', 'low', 'high', 'n', 'verdict', 'text'])
+            rows.append(
+                dict(
+                    dataset=d,
+                    rho=rho,
+                    a=a,
+                    b=b,
+                    mean=i.mean,
+                    low=i.low,
+                    high=i.high,
+                    n=i.n,
+                    verdict=i.verdict,
+                    text=str(i),
+                )
+            )
+    return pd.DataFrame(
+        rows, columns=["dataset", "rho", "a", "b", "mean", "low", "high", "n", "verdict", "text"]
+    )
 
 # %% ../nbs/13_table.ipynb #1da625f4
-def inflation(runs, # finished `Run`s
-              columns:list[tuple[str, float]], methods:list[str]
-             )->pd.DataFrame: # a row per cell: method, dataset, rho, n, best_on_test, val_selected; the latter None where val chooses nothing
+def inflation(
+    runs,  # finished `Run`s
+    columns: list[tuple[str, float]],
+    methods: list[str],
+    # a row per cell: method, dataset, rho, n, best_on_test, val_selected; the latter None where val
+    # chooses nothing
+) -> pd.DataFrame:
     "What selecting an epoch adds to the last one, in points: means over seeds."
     rows = []
     for m in methods:
         for d, rho in columns:
             s = [r.summary for r in choose(runs, d, rho, m)]
-            if not s: continue
-            gain = lambda key: pd.Series([x[key] - x['test_acc_pct_last'] for x in s if x[key] is not None], dtype=float).mean()
-            rows.append(dict(method=LABELS.get(m, m), dataset=d, rho=rho, n=len(s), best_on_test=gain('test_acc_pct_best_on_test'), val_selected=gain('test_acc_pct_val_selected')))
+            if not s:
+                continue
+            gain = lambda key: pd.Series(
+                [x[key] - x["test_acc_pct_last"] for x in s if x[key] is not None], dtype=float
+            ).mean()
+            rows.append(
+                dict(
+                    method=LABELS.get(m, m),
+                    dataset=d,
+                    rho=rho,
+                    n=len(s),
+                    best_on_test=gain("test_acc_pct_best_on_test"),
+                    val_selected=gain("test_acc_pct_val_selected"),
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/13_table.ipynb #d704ac4a
-def changed(config:RunConfig, # of a run
-            base:RunConfig # of the run it is compared with
-           )->str: # 'field=value ...', '' for the base itself
+def changed(
+    config: RunConfig,  # of a run
+    base: RunConfig,  # of the run it is compared with
+) -> str:  # 'field=value ...', '' for the base itself
     "The fields of method, protocol and split in which a config differs from another, as `-p change` takes them. Seed, teacher and the preset's name do not count."
-    def flat(c): return {**c.settings, **c.protocol.model_dump(mode='json'), 'n_val': c.n_val, 'net': c.net}
-    old = flat(base)
-    return ' '.join(f"{k}={v if isinstance(v, str) else json.dumps(v, separators=(',', ':'))}" for k, v in flat(config).items() if v != old.get(k))
 
-def effects(runs, # `Run`s of one dataset and ρ, base and variants
-            method:str='bikd', preset:str='clean', accuracy:str='last')->pd.DataFrame: # indexed by change: n runs, mean, std, pairs, difference, low, high, verdict, text
+    def flat(c):
+        return {**c.settings, **c.protocol.model_dump(mode="json"), "n_val": c.n_val, "net": c.net}
+
+    old = flat(base)
+    return " ".join(
+        f"{k}={v if isinstance(v, str) else json.dumps(v, separators=(',', ':'))}"
+        for k, v in flat(config).items()
+        if v != old.get(k)
+    )
+
+
+def effects(
+    runs,  # `Run`s of one dataset and ρ, base and variants
+    method: str = "bikd",
+    preset: str = "clean",
+    accuracy: str = "last",
+    # indexed by change: n runs, mean, std, pairs, difference, low, high, verdict, text
+) -> pd.DataFrame:
     "What each change does: its accuracy, and the paired difference to the base over the seeds that both have. `ValueError` for runs of several settings, or without a base."
     runs = [r for r in runs if r.config.method == method]
-    places = {(r.config.dataset, r.config.rho, r.config.net, r.config.protocol.epochs) for r in runs}
-    if len(places) > 1: raise ValueError(f"runs of {len(places)} settings (data set, ρ, net, epochs) were given; changes are compared within one.")
-    def base(c): return make_config(c.dataset, c.rho, c.seed, method, c.net, preset, dict(epochs=c.protocol.epochs), teacher_run='base')
+    places = {
+        (r.config.dataset, r.config.rho, r.config.net, r.config.protocol.epochs) for r in runs
+    }
+    if len(places) > 1:
+        raise ValueError(
+            f"runs of {len(places)} settings (data set, ρ, net, epochs) were given; changes are compared within one."
+        )
+
+    def base(c):
+        return make_config(
+            c.dataset,
+            c.rho,
+            c.seed,
+            method,
+            c.net,
+            preset,
+            dict(epochs=c.protocol.epochs),
+            teacher_run="base",
+        )
+
     value, found = lambda r: r.summary[ACCURACIES[accuracy]], {}
     for r in runs:
         found.setdefault(changed(r.config, base(r.config)), {})[r.config.seed] = value(r)
-    if runs and '' not in found: raise ValueError(f"no run of {method} by the preset {preset!r} itself was given: changes have nothing to be compared with.")
+    if runs and "" not in found:
+        raise ValueError(
+            f"no run of {method} by the preset {preset!r} itself was given: changes have nothing to be compared with."
+        )
     rows = {}
     for change, by_seed in found.items():
-        v, pair = pd.Series(by_seed, dtype=float), [x - found[''][s] for s, x in by_seed.items() if s in found['']]
-        rows[change] = dict(n=len(v), mean=v.mean(), std=v.std(), pairs=len(pair)) | (dict(verdict='base', text='') if not change else dict(verdict='no seed in common', text='') if not pair else
-            dict(difference=(i := interval(pair)).mean, low=i.low, high=i.high, verdict=i.verdict, text=str(i)))
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'mean', 'std', 'pairs', 'difference', 'low', 'high', 'verdict', 'text']).rename_axis('change')
+        v, pair = (
+            pd.Series(by_seed, dtype=float),
+            [x - found[""][s] for s, x in by_seed.items() if s in found[""]],
+        )
+        rows[change] = dict(n=len(v), mean=v.mean(), std=v.std(), pairs=len(pair)) | (
+            dict(verdict="base", text="")
+            if not change
+            else dict(verdict="no seed in common", text="")
+            if not pair
+            else dict(
+                difference=(i := interval(pair)).mean,
+                low=i.low,
+                high=i.high,
+                verdict=i.verdict,
+                text=str(i),
+            )
+        )
+    return pd.DataFrame.from_dict(
+        rows,
+        orient="index",
+        columns=["n", "mean", "std", "pairs", "difference", "low", "high", "verdict", "text"],
+    ).rename_axis("change")
 
 # %% ../nbs/13_table.ipynb #9710e351
-def of_seeds(runs, # `Run`s
-             seeds:str # 'all', or numbers separated by spaces
-            )->list[Run]:
+def of_seeds(
+    runs,  # `Run`s
+    seeds: str,  # 'all', or numbers separated by spaces
+) -> list[Run]:
     "Those with the seeds named; `ValueError` for a seed that none of them has."
     words, there = str(seeds).split(), {str(r.config.seed) for r in runs}
-    if words == ['all']: return list(runs)
-    if not words or not all(s.isdecimal() for s in words): raise ValueError(f"seeds={seeds!r}: 'all', or whole numbers separated by spaces.")
-    if runs and (lost := set(words) - there): raise ValueError(f"seeds={seeds!r}: no run has seed {min(lost)}; there are: {', '.join(sorted(there))}.")
+    if words == ["all"]:
+        return list(runs)
+    if not words or not all(s.isdecimal() for s in words):
+        raise ValueError(f"seeds={seeds!r}: 'all', or whole numbers separated by spaces.")
+    if runs and (lost := set(words) - there):
+        raise ValueError(
+            f"seeds={seeds!r}: no run has seed {min(lost)}; there are: {', '.join(sorted(there))}."
+        )
     return [r for r in runs if str(r.config.seed) in words]
 
-def find_cells(runs_dir, # a folder of runs, or of folders named after data sets
-               datasets:list[str])->list[Run]:
+
+def find_cells(
+    runs_dir,  # a folder of runs, or of folders named after data sets
+    datasets: list[str],
+) -> list[Run]:
     "Finished runs of these data sets."
     here = Path(runs_dir)
-    runs = [r for folder in (here, *(here/d for d in datasets)) for r in find_runs(folder) if r.config.dataset in datasets]
-    return sorted({r.config.run_id: r for r in runs}.values(), key=lambda r: (rank(r.config.method), r.config.dataset, r.config.rho, r.config.seed))
+    runs = [
+        r
+        for folder in (here, *(here / d for d in datasets))
+        for r in find_runs(folder)
+        if r.config.dataset in datasets
+    ]
+    return sorted(
+        {r.config.run_id: r for r in runs}.values(),
+        key=lambda r: (rank(r.config.method), r.config.dataset, r.config.rho, r.config.seed),
+    )

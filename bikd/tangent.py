@@ -18,132 +18,275 @@ from torch.overrides import TorchFunctionMode
 # %% ../nbs/03a_tangent.ipynb #2ab323bd
 BILINEAR = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear)
 
+
 class Tape(TorchFunctionMode):
     "`with tape:` records what convolutions and linear layers return; `with tape.push():` pushes tangents, at the same parameters and inputs."
-    def __init__(self, low:torch.dtype|None=None): super().__init__(); self.calls, self.low = [], low # dtype of the tangents' products
+
+    def __init__(
+        self,
+        low: torch.dtype | None = None,  # dtype of the tangents' products
+    ):
+        super().__init__()
+        self.calls, self.low = [], low
 
     def __torch_function__(self, f, types, args=(), kwargs=None):
         out = f(*args, **kwargs or {})
-        if f in BILINEAR: self.calls.append((f, kept := out.detach(), kept._version))
+        if f in BILINEAR:
+            self.calls.append((f, kept := out.detach(), kept._version))
         return out
 
-    def push(self)->'Push': "The rules of this page, as a context."; return Push(self.known, self.low)
+    def push(self) -> "Push":
+        "The rules of this page, as a context."
+        return Push(self.known, self.low)
 
     @property
-    def known(self)->list[tuple]:
+    def known(self) -> list[tuple]:
         "What can be read: (function, result) of each call, None for a result that was overwritten."
         return [(f, out if out._version == version else None) for f, out, version in self.calls]
 
 # %% ../nbs/03a_tangent.ipynb #f6de7843
 class Push(TorchFunctionMode):
     "Forward-mode rules for bilinear layers and BatchNorm; all else is PyTorch's."
-    def __init__(self, known=(), low:torch.dtype|None=None): super().__init__(); self.known, self.low = iter(known), low
+
+    def __init__(self, known=(), low: torch.dtype | None = None):
+        super().__init__()
+        self.known, self.low = iter(known), low
 
     def __torch_function__(self, f, types, args=(), kwargs=None):
         rule = _bilinear if f in BILINEAR else _batch_norm if f is F.batch_norm else None
-        if rule is None: return f(*args, **kwargs or {})
+        if rule is None:
+            return f(*args, **kwargs or {})
         g, out = next(self.known, (None, None)) if rule is _bilinear else (None, None)
         dual = rule(f, out if g is f else None, self.low, *args, **kwargs or {})
-        if dual is None: return f(*args, **kwargs or {})
+        if dual is None:
+            return f(*args, **kwargs or {})
         return dual[0] if dual[1] is None else fwAD.make_dual(*dual)
 
-def is_dual(theta:dict[str, Tensor])->bool: "Whether any of these tensors has a tangent."; return any(_split(t)[1] is not None for t in theta.values())
 
-def _split(t:Tensor|None)->tuple: # (primal, tangent), None where there is none
+def is_dual(theta: dict[str, Tensor]) -> bool:
+    "Whether any of these tensors has a tangent."
+    return any(_split(t)[1] is not None for t in theta.values())
+
+
+def _split(
+    t: Tensor | None,
+) -> tuple:  # (primal, tangent), None where there is none
     return (None, None) if t is None else tuple(fwAD.unpack_dual(t))
 
-def _lowered(f, low): return f if low is None else lambda x, w, b, *args, **kwargs: f(*(t if t is None else t.to(low) for t in (x, w, b)), *args, **kwargs).to(x.dtype)
+
+def _lowered(f, low):
+    return (
+        f
+        if low is None
+        else lambda x, w, b, *args, **kwargs: f(
+            *(t if t is None else t.to(low) for t in (x, w, b)), *args, **kwargs
+        ).to(x.dtype)
+    )
+
 
 def _bilinear(f, known, low, x, weight, bias=None, *args, **kwargs):
     (x, dx), (w, dw), (b, db) = map(_split, (x, weight, bias))
-    if dw is None: return None if known is None or dx is not None or db is not None else (_backward_only(f, known, x, w, b, *args, **kwargs), None)
+    if dw is None:
+        return (
+            None
+            if known is None or dx is not None or db is not None
+            else (_backward_only(f, known, x, w, b, *args, **kwargs), None)
+        )
     product = _lowered(f, low)
-    tangent = product(x, dw, db, *args, **kwargs)                                        # Ẇ * x
-    if dx is not None: tangent += product(dx, w, None, *args, **kwargs)                  # W * ẋ
+    tangent = product(x, dw, db, *args, **kwargs)  # Ẇ * x
+    if dx is not None:
+        tangent += product(dx, w, None, *args, **kwargs)  # W * ẋ
     return f(x, w, b, *args, **kwargs) if known is None else known, tangent
 
-def _batch_norm(f, known, low, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
+
+def _batch_norm(
+    f,
+    known,
+    low,
+    x,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+):
     (x, dx), (g, dg), (b, db) = map(_split, (x, weight, bias))
-    if not training or dx is None or any(t is not None and t.dtype not in (x.dtype, torch.float32) for t in (g, b)): return None # float32 beside bfloat16: autocast
-    z, mean, scale = torch.native_batch_norm(x, g, b, None, None, True, 0., eps)         # scale = 1/σ
-    tangent = torch.ops.aten.native_batch_norm_backward(dx, x, g, None, None, mean, scale, True, eps, [True, False, False])[0] # Jẋ
-    column = lambda t: t.reshape(1, -1, *[1]*(x.ndim - 2))
-    if dg is not None: tangent.addcmul_(x, column(dg*scale)).sub_(column(dg*scale*mean)) # + γ̇ x̂
-    if db is not None: tangent += column(db)
+    if (
+        not training
+        or dx is None
+        or any(t is not None and t.dtype not in (x.dtype, torch.float32) for t in (g, b))
+    ):
+        return None  # float32 beside bfloat16: autocast
+    z, mean, scale = torch.native_batch_norm(x, g, b, None, None, True, 0.0, eps)  # scale = 1/σ
+    tangent = torch.ops.aten.native_batch_norm_backward(
+        dx, x, g, None, None, mean, scale, True, eps, [True, False, False]
+    )[0]  # Jẋ
+    column = lambda t: t.reshape(1, -1, *[1] * (x.ndim - 2))
+    if dg is not None:
+        tangent.addcmul_(x, column(dg * scale)).sub_(column(dg * scale * mean))  # + γ̇ x̂
+    if db is not None:
+        tangent += column(db)
     return z, tangent
 
 # %% ../nbs/03a_tangent.ipynb #a3748c7f
 class Known(torch.autograd.Function):
     "A 2-d convolution whose result is on the tape."
+
     @staticmethod
-    def forward(ctx, out, x, weight, bias, *geometry): # geometry: stride, padding, dilation, groups
-        ctx.save_for_backward(x.to(out.dtype), weight.to(out.dtype)); ctx.geometry, ctx.bias = geometry, None if bias is None else [len(bias)]
+    def forward(
+        ctx,
+        out,
+        x,
+        weight,
+        bias,
+        *geometry,  # geometry: stride, padding, dilation, groups
+    ):
+        ctx.save_for_backward(x.to(out.dtype), weight.to(out.dtype))
+        ctx.geometry, ctx.bias = geometry, None if bias is None else [len(bias)]
         return out.view_as(out)
 
     @staticmethod
     def backward(ctx, g):
         *where, groups = ctx.geometry
-        grads = torch.ops.aten.convolution_backward(g, *ctx.saved_tensors, ctx.bias, *where, False, [0, 0], groups, ctx.needs_input_grad[1:4])
-        return None, *grads, *[None]*4
+        grads = torch.ops.aten.convolution_backward(
+            g,
+            *ctx.saved_tensors,
+            ctx.bias,
+            *where,
+            False,
+            [0, 0],
+            groups,
+            ctx.needs_input_grad[1:4],
+        )
+        return None, *grads, *[None] * 4
+
 
 def _backward_only(f, known, x, w, b, *geometry, **kwargs):
-    simple = f is torch.conv2d and len(geometry) == 4 and not kwargs and not isinstance(geometry[1], str) and torch.is_grad_enabled()
+    simple = (
+        f is torch.conv2d
+        and len(geometry) == 4
+        and not kwargs
+        and not isinstance(geometry[1], str)
+        and torch.is_grad_enabled()
+    )
     return Known.apply(known, x, w, b, *geometry) if simple else f(x, w, b, *geometry, **kwargs)
 
 # %% ../nbs/03a_tangent.ipynb #6e06622a
-def autocast(x:Tensor, # decides the device
-             low:torch.dtype|None # None: nothing is cast
-            ):
+def autocast(
+    x: Tensor,  # decides the device
+    low: torch.dtype | None,  # None: nothing is cast
+):
     "A context in which convolutions and products are computed in `low`."
     return nullcontext() if low is None else torch.autocast(x.device.type, low)
 
+
 class CompiledPush:
     "The forward-mode pass of a student, traced for one batch size and compiled."
-    def __init__(self, student:nn.Module, # in the mode it is trained in
-                 theta:dict[str, Tensor], # the parameters that have tangents
-                 x:Tensor, # a batch `(B, ...)`
-                 tape:Tape, # what `student(x)` recorded
-                 low:torch.dtype|None=None): # under autocast to this dtype
-        from torch.fx.experimental.proxy_tensor import make_fx # slow to import, seldom needed
+
+    def __init__(
+        self,
+        student: nn.Module,  # in the mode it is trained in
+        theta: dict[str, Tensor],  # the parameters that have tangents
+        x: Tensor,  # a batch `(B, ...)`
+        tape: Tape,  # what `student(x)` recorded
+        low: torch.dtype | None = None,  # under autocast to this dtype
+    ):
+        from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, seldom needed
+
         self.student, self.names, self.shape = student, tuple(theta), x.shape
-        calls, products = [(f, out is not None) for f, out in tape.known], tape.low # the same in every batch
+        calls, products = (
+            [(f, out is not None) for f, out in tape.known],
+            tape.low,
+        )  # the same in every batch
+
         def push(primals, tangents, rest, x, outs):
             outs = iter(outs)
-            with torch.no_grad(), fwAD.dual_level(), autocast(x, low), Push([(f, next(outs) if there else None) for f, there in calls], products):
+            with (
+                torch.no_grad(),
+                fwAD.dual_level(),
+                autocast(x, low),
+                Push([(f, next(outs) if there else None) for f, there in calls], products),
+            ):
                 moving = {n: fwAD.make_dual(p, t) for n, p, t in zip(self.names, primals, tangents)}
-                logits = functional_call(student, {n: t.clone() for n, t in rest.items()} | moving, (x,))
+                logits = functional_call(
+                    student, {n: t.clone() for n, t in rest.items()} | moving, (x,)
+                )
                 return tuple(fwAD.unpack_dual(logits if low is None else logits.float()))
-        example = self._arguments(theta, {n: p.clone() for n, p in theta.items()}, x, tape) # clones: a tensor given twice is traced as one
+
+        example = self._arguments(
+            theta, {n: p.clone() for n, p in theta.items()}, x, tape
+        )  # clones: a tensor given twice is traced as one
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+            warnings.simplefilter("ignore")
             graph = make_fx(push)(*example)
-        if any(torch.Tag.nondeterministic_seeded in getattr(n.target, 'tags', ()) for n in graph.graph.nodes):
-            raise NotImplementedError('the student draws random numbers')
-        graph.graph.eliminate_dead_code(); graph.recompile()
+        if any(
+            torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())
+            for n in graph.graph.nodes
+        ):
+            raise NotImplementedError("the student draws random numbers")
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
         self.run = torch.compile(graph)
-        with torch.no_grad(): self.run(*example) # compiles now, and fails now if it must
+        with torch.no_grad():
+            self.run(*example)  # compiles now, and fails now if it must
 
     def _arguments(self, primals, tangents, x, tape):
-        rest = {n: t.detach() for n, t in (*self.student.named_parameters(), *self.student.named_buffers()) if n not in self.names}
-        return [primals[n] for n in self.names], [tangents[n] for n in self.names], rest, x, [out for _, out in tape.known if out is not None]
+        rest = {
+            n: t.detach()
+            for n, t in (*self.student.named_parameters(), *self.student.named_buffers())
+            if n not in self.names
+        }
+        return (
+            [primals[n] for n in self.names],
+            [tangents[n] for n in self.names],
+            rest,
+            x,
+            [out for _, out in tape.known if out is not None],
+        )
 
-    def __call__(self, duals:dict[str, Tensor], # parameters with tangents
-                 x:Tensor, tape:Tape)->Tensor: # logits with tangent `(B, C)`
+    def __call__(
+        self,
+        duals: dict[str, Tensor],  # parameters with tangents
+        x: Tensor,
+        tape: Tape,
+    ) -> Tensor:  # logits with tangent `(B, C)`
         primals, tangents = zip(*(_split(duals[n]) for n in self.names))
-        return fwAD.make_dual(*self.run(*self._arguments(dict(zip(self.names, primals)), dict(zip(self.names, tangents)), x, tape)))
+        return fwAD.make_dual(
+            *self.run(
+                *self._arguments(
+                    dict(zip(self.names, primals)), dict(zip(self.names, tangents)), x, tape
+                )
+            )
+        )
 
 # %% ../nbs/03a_tangent.ipynb #86802dbc
-BREAK_EVEN = 1e13 # multiply-accumulates of forward passes after which compiling has repaid itself, see the benchmark
+BREAK_EVEN = 1e13  # multiply-accumulates of forward passes after which compiling has repaid itself, see the benchmark
 
-def worth_compiling(macs:int, # of one forward pass on one image, see `bikd.models.count_macs`
-                    images:int # how many images training will show, all epochs together
-                   )->bool:
+
+def worth_compiling(
+    macs: int,  # of one forward pass on one image, see `bikd.models.count_macs`
+    images: int,  # how many images training will show, all epochs together
+) -> bool:
     "Whether a run is long enough for `CompiledPush` to repay its compilation."
-    return macs*images > BREAK_EVEN
+    return macs * images > BREAK_EVEN
 
-def compile_push(student:nn.Module, theta:dict[str, Tensor], x:Tensor, tape:Tape, low:torch.dtype|None=None)->CompiledPush|None: # as `CompiledPush`; None where it cannot be had
+
+def compile_push(
+    student: nn.Module,
+    theta: dict[str, Tensor],
+    x: Tensor,
+    tape: Tape,
+    low: torch.dtype | None = None,
+) -> CompiledPush | None:  # as `CompiledPush`; None where it cannot be had
     "`CompiledPush`, or None with a warning that says why."
-    try: return CompiledPush(student, theta, x, tape, low)
-    except Exception as e: # a missing compiler, an operation that cannot be traced: speed is lost, nothing else
-        warnings.warn(f"the forward-mode pass is not compiled ({type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}); it runs uncompiled.")
+    try:
+        return CompiledPush(student, theta, x, tape, low)
+    except (
+        Exception
+    ) as e:  # a missing compiler, an operation that cannot be traced: speed is lost, nothing else
+        warnings.warn(
+            f"the forward-mode pass is not compiled ({type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}); it runs uncompiled."
+        )
         return None

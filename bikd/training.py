@@ -19,8 +19,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .basics import PlainError, RecordError, atomic_write, counted, said_plainly
-from .data import Batch, Gallery, Split, class_aware_batches, endless_batches, epoch_batches, pixel_stats
-from .hypergradient import FORWARD_MODE, Noise, train_gradient, trainable, trial, weight_gradient
+from bikd.data import (
+    Batch,
+    Gallery,
+    Split,
+    class_aware_batches,
+    endless_batches,
+    epoch_batches,
+    pixel_stats,
+)
+from bikd.hypergradient import (
+    FORWARD_MODE,
+    Noise,
+    train_gradient,
+    trainable,
+    trial,
+    weight_gradient,
+)
 from .losses import hard_loss
 from .memo import Memo, fingerprint
 from .methods import Method, Protocol, Setting, Step, own_code
@@ -30,454 +45,799 @@ from .tangent import CompiledPush, Tape, autocast, compile_push, is_dual, worth_
 # %% ../nbs/06_training.ipynb #2d3476f7
 class Teacher(nn.Module):
     "A trained net that answers without learning: `(B, ...)` to logits `(B, C)`, no gradient."
-    def __init__(self,
-                 net:nn.Module, # a trained net; copied
-                 mode:str='eval', # 'eval_bf16': under autocast to bfloat16; 'train': BatchNorm in training mode, as in the released code
-                 low:torch.dtype|None=None): # under autocast to this dtype, in any mode
+
+    def __init__(
+        self,
+        net: nn.Module,  # a trained net; copied
+        # 'eval_bf16': under autocast to bfloat16; 'train': BatchNorm in training mode, as in the
+        # released code
+        mode: str = "eval",
+        low: torch.dtype | None = None,  # under autocast to this dtype, in any mode
+    ):
         super().__init__()
         self.mode, self.net = mode, copy.deepcopy(net).requires_grad_(False)
-        self.low = torch.bfloat16 if mode == 'eval_bf16' else low
-        self.net.train(mode == 'train')
+        self.low = torch.bfloat16 if mode == "eval_bf16" else low
+        self.net.train(mode == "train")
 
-    def train(self, mode=True): return self # by construction
+    def train(self, mode=True):
+        return self  # by construction
 
     @torch.no_grad()
-    def forward(self, x:Tensor)->Tensor:
-        return self.net(x) if self.mode == 'eval' and self.low is None else trial(self.net, {}, x, low=self.low)
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            self.net(x)
+            if self.mode == "eval" and self.low is None
+            else trial(self.net, {}, x, low=self.low)
+        )
 
-    def extra_repr(self)->str: return f'mode={self.mode!r}' + (f', low={self.low}' if self.low and self.mode != 'eval_bf16' else '') # so that modes do not share a memo
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}" + (
+            f", low={self.low}" if self.low and self.mode != "eval_bf16" else ""
+        )  # so that modes do not share a memo
 
 # %% ../nbs/06_training.ipynb #ee1b59a8
 @dataclass
 class Workshop:
     "Everything an epoch of training touches."
+
     student: nn.Module
     method: Method
     protocol: Protocol
     split: Split
     seed: int
     device: torch.device
-    teacher: Teacher|None
+    teacher: Teacher | None
     train: Gallery
     val: Gallery
     test: Gallery
     optimizer: torch.optim.SGD
-    memos: dict[str, Memo] = field(default_factory=dict) # the teacher's answers on 'train' and 'val' images
-    compile: bool = False # whether the forward-mode pass is to be compiled, on the first batch
-    push: CompiledPush|None = None # and here it is
+    # the teacher's answers on 'train' and 'val' images
+    memos: dict[str, Memo] = field(default_factory=dict)
+    compile: bool = False  # whether the forward-mode pass is to be compiled, on the first batch
+    push: CompiledPush | None = None  # and here it is
 
-    def batches(self, epoch:int):
+    def batches(self, epoch: int):
         "The epoch's training batches."
-        if self.method.sampler == 'class_aware':
-            return class_aware_batches(self.train.labels, self.protocol.batch_size, self.split.views, self.seed, epoch, self.protocol.augment, self.device)
-        return self._stream(epoch_batches, self.train, epoch, 'train', self.protocol.augment)
+        if self.method.sampler == "class_aware":
+            return class_aware_batches(
+                self.train.labels,
+                self.protocol.batch_size,
+                self.split.views,
+                self.seed,
+                epoch,
+                self.protocol.augment,
+                self.device,
+            )
+        return self._stream(epoch_batches, self.train, epoch, "train", self.protocol.augment)
 
-    def val_batches(self, epoch:int):
+    def val_batches(self, epoch: int):
         "Validation batches without end."
-        return self._stream(endless_batches, self.val, epoch, 'val', self.protocol.augment_val)
+        return self._stream(endless_batches, self.val, epoch, "val", self.protocol.augment_val)
 
     def _stream(self, kind, gallery, epoch, purpose, augment):
-        return kind(len(gallery), self.protocol.batch_size, self.split.views, self.seed, epoch, purpose, augment, self.device)
+        return kind(
+            len(gallery),
+            self.protocol.batch_size,
+            self.split.views,
+            self.seed,
+            epoch,
+            purpose,
+            augment,
+            self.device,
+        )
 
-    def ask_teacher(self, part:str, # 'train' or 'val'
-                    batches:list[Batch])->list[Tensor]: # logits of each
+    def ask_teacher(
+        self,
+        part: str,  # 'train' or 'val'
+        batches: list[Batch],
+    ) -> list[Tensor]:  # logits of each
         "What the teacher says about these batches. A teacher in training mode sees them as they are; any other answers image by image."
-        if self.teacher.mode == 'train': return [self.teacher(getattr(self, part)(*b)) for b in batches]
+        if self.teacher.mode == "train":
+            return [self.teacher(getattr(self, part)(*b)) for b in batches]
         return self.memos[part](*map(torch.cat, zip(*batches))).split([len(b.ids) for b in batches])
 
-    def step(self, gallery:Gallery, batch:Batch, forward:Callable, epoch:int, teacher_logits:Tensor|None
-            )->tuple[Tensor, Step]: # inputs, and the batch as methods see it
+    def step(
+        self,
+        gallery: Gallery,
+        batch: Batch,
+        forward: Callable,
+        epoch: int,
+        teacher_logits: Tensor | None,
+    ) -> tuple[Tensor, Step]:  # inputs, and the batch as methods see it
         "Show a batch to the student."
         x = gallery(*batch)
         return x, Step(forward(x), gallery.labels[batch.ids], teacher_logits, batch.ids, epoch)
 
-    def look(self, x:Tensor)->Tensor: # logits `(B, C)`, float32 or float64
+    def look(
+        self,
+        x: Tensor,
+    ) -> Tensor:  # logits `(B, C)`, float32 or float64
         "The student's true forward pass, under autocast if the protocol says so."
-        with autocast(x, self.protocol.low): logits = self.student(x)
+        with autocast(x, self.protocol.low):
+            logits = self.student(x)
         return logits.float() if self.protocol.low else logits
 
-    def replay(self, theta:dict[str, Tensor], # θ, possibly with tangents
-               x:Tensor, noise:Noise, tape:Tape|None)->Tensor:
+    def replay(
+        self,
+        theta: dict[str, Tensor],  # θ, possibly with tangents
+        x: Tensor,
+        noise: Noise,
+        tape: Tape | None,
+    ) -> Tensor:
         "The student's forward pass once more, leaving no trace: compiled if it pushes tangents and that was asked for."
-        if self.push and x.shape == self.push.shape and is_dual(theta): return self.push(theta, x, tape)
+        if self.push and x.shape == self.push.shape and is_dual(theta):
+            return self.push(theta, x, tape)
         return trial(self.student, theta, x, noise, tape, self.protocol.low)
 
-    def drift(self)->tuple[Tensor, ...]:
+    def drift(self) -> tuple[Tensor, ...]:
         "What momentum and weight decay would add to the next step's gradient."
         p, state = self.protocol, self.optimizer.state
-        velocity = lambda q: state[q]['momentum_buffer'] if 'momentum_buffer' in state[q] else 0
-        return tuple(p.weight_decay*q.detach() + p.momentum*velocity(q) for q in self.params)
+        velocity = lambda q: state[q]["momentum_buffer"] if "momentum_buffer" in state[q] else 0
+        return tuple(p.weight_decay * q.detach() + p.momentum * velocity(q) for q in self.params)
 
     @property
-    def params(self)->list[nn.Parameter]: "What the optimizer moves."; return self.optimizer.param_groups[0]['params']
+    def params(self) -> list[nn.Parameter]:
+        "What the optimizer moves."
+        return self.optimizer.param_groups[0]["params"]
 
 # %% ../nbs/06_training.ipynb #87d4b6a2
-def pick_device(name # of a device, or one
-               )->torch.device:
+def pick_device(
+    name,  # of a device, or one
+) -> torch.device:
     "A device that is there; `ValueError` otherwise."
-    try: device = torch.device(name)
-    except RuntimeError as e: raise ValueError(f"device={name!r} is unknown; there are: cpu, cuda, cuda:0, mps.") from e
-    there = dict(cpu=device.index is None, cuda=torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(), mps=torch.backends.mps.is_available())
-    if not there.get(device.type): raise ValueError(f"device={name!r} is not available on this machine; use device='cpu'.")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ValueError(f"device={name!r} is unknown; there are: cpu, cuda, cuda:0, mps.") from e
+    there = dict(
+        cpu=device.index is None,
+        cuda=torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        mps=torch.backends.mps.is_available(),
+    )
+    if not there.get(device.type):
+        raise ValueError(f"device={name!r} is not available on this machine; use device='cpu'.")
     return device
 
-def memory_layout(*nets:nn.Module|None # that see the same images
-                 )->torch.memory_format:
+
+def memory_layout(
+    *nets: nn.Module | None,  # that see the same images
+) -> torch.memory_format:
     "Channels last, in which convolutions are fastest. But there PyTorch before 2.14 crashes in GroupNorm behind frozen layers and has no forward-mode derivative of it: with such a net, the default layout."
-    norms = any(isinstance(m, nn.GroupNorm) for net in nets if net is not None for m in net.modules())
+    norms = any(
+        isinstance(m, nn.GroupNorm) for net in nets if net is not None for m in net.modules()
+    )
     return torch.contiguous_format if norms and torch.__version__ < (2, 14) else torch.channels_last
 
-def check_clock(method:Method, n:int, protocol:Protocol):
+
+def check_clock(method: Method, n: int, protocol: Protocol):
     "`ValueError` if φ would never move in a training on n images."
-    rule = getattr(method, 'update_rule', 'test_then_count') # which moves φ at once
-    per_epoch = math.ceil(n/protocol.batch_size); reach = per_epoch if rule == 'per_epoch' else per_epoch*protocol.epochs
-    if rule != 'test_then_count' and method.k > reach:
-        raise ValueError(f"k={method.k} is more than the {reach} batches {'of an epoch' if reach == per_epoch else 'of the whole run'}: φ would never move. Give a smaller k, smaller batches or more epochs.")
+    rule = getattr(method, "update_rule", "test_then_count")  # which moves φ at once
+    per_epoch = math.ceil(n / protocol.batch_size)
+    reach = per_epoch if rule == "per_epoch" else per_epoch * protocol.epochs
+    if rule != "test_then_count" and method.k > reach:
+        raise ValueError(
+            f"k={method.k} is more than the {reach} batches {'of an epoch' if reach == per_epoch else 'of the whole run'}: φ would never move. Give a smaller k, smaller batches or more epochs."
+        )
 
-def check_precision(method:Method, protocol:Protocol):
+
+def check_precision(method: Method, protocol: Protocol):
     "`ValueError` for an estimator that bfloat16 would drown in rounding."
-    if protocol.low and getattr(method, 'estimator', None) == 'finite_difference':
-        raise ValueError("estimator='finite_difference' with precision='bf16': the difference of two passes in bfloat16 is mostly rounding. Use estimator='jvp', or precision='float32'.")
+    if protocol.low and getattr(method, "estimator", None) == "finite_difference":
+        raise ValueError(
+            "estimator='finite_difference' with precision='bf16': the difference of two passes in bfloat16 is mostly rounding. Use estimator='jvp', or precision='float32'."
+        )
 
-def check_fit(method:Method, split:Split, protocol:Protocol):
+
+def check_fit(method: Method, split: Split, protocol: Protocol):
     "`ValueError` where images, batches and the method's clock do not go together."
     shape = lambda part: tuple(part.pixels.shape[1:])
-    for name, part in (('training', split.train), ('validation', split.val), ('test', split.test)):
-        if len(part) and shape(part) != shape(split.train): raise ValueError(f"{name} images have shape {shape(part)}, training images {shape(split.train)}: all must be alike.")
-        if len(part) and (part.pixels.dtype != torch.uint8 or part.labels.dtype != torch.int64 or part.labels.min() < 0):
-            raise ValueError(f"{name} images have pixels of {part.pixels.dtype} and labels of {part.labels.dtype} from {part.labels.min().item()} on; expected uint8 pixels, and int64 labels from 0 on.")
-    if not len(split.train): raise ValueError("there is no training image.")
-    check_clock(method, len(method.see(split).train), protocol); check_precision(method, protocol)
+    for name, part in (("training", split.train), ("validation", split.val), ("test", split.test)):
+        if len(part) and shape(part) != shape(split.train):
+            raise ValueError(
+                f"{name} images have shape {shape(part)}, training images {shape(split.train)}: all must be alike."
+            )
+        if len(part) and (
+            part.pixels.dtype != torch.uint8
+            or part.labels.dtype != torch.int64
+            or part.labels.min() < 0
+        ):
+            raise ValueError(
+                f"{name} images have pixels of {part.pixels.dtype} and labels of {part.labels.dtype} from {part.labels.min().item()} on; expected uint8 pixels, and int64 labels from 0 on."
+            )
+    if not len(split.train):
+        raise ValueError("there is no training image.")
+    check_clock(method, len(method.see(split).train), protocol)
+    check_precision(method, protocol)
 
-def check_small_batches(net:nn.Module, gallery:Gallery, batch_size:int):
+
+def check_small_batches(net: nn.Module, gallery: Gallery, batch_size: int):
     "`ValueError` if the net cannot be trained on a batch of one and there is such a batch."
-    if batch_size > 1 and len(gallery) % batch_size != 1: return
-    try: copy.deepcopy(net).train()(next(gallery.plain(1))[0])
-    except ValueError as e: raise ValueError(f"batch_size={batch_size} makes batches of a single image out of {len(gallery)}, and this net cannot be trained on one ({e}). Choose another batch_size.") from None
+    if batch_size > 1 and len(gallery) % batch_size != 1:
+        return
+    try:
+        copy.deepcopy(net).train()(next(gallery.plain(1))[0])
+    except ValueError as e:
+        raise ValueError(
+            f"batch_size={batch_size} makes batches of a single image out of {len(gallery)}, and this net cannot be trained on one ({e}). Choose another batch_size."
+        ) from None
 
 # %% ../nbs/06_training.ipynb #9629e574
-def set_up(student:nn.Module, # trained in place
-           method:Method, # a row of Table 1
-           split:Split, # images
-           protocol:Protocol, # the recipe
-           teacher:nn.Module|None=None, # a trained net, or a `Teacher`
-           seed:int=0, # order, views, φ's initial weights
-           device='cpu',
-           stats:tuple[Tensor, Tensor]|None=None, # mean and std per channel; default: `pixel_stats`
-           memo=None, # a folder that keeps the teacher's answers; None: they are computed anew each epoch
-           memo_gib:float=2., # the largest memo to keep
-           compile:bool|None=None # the forward-mode pass; None: if the run is long enough to repay it
-          )->Workshop:
+def set_up(
+    student: nn.Module,  # trained in place
+    method: Method,  # a row of Table 1
+    split: Split,  # images
+    protocol: Protocol,  # the recipe
+    teacher: nn.Module | None = None,  # a trained net, or a `Teacher`
+    seed: int = 0,  # order, views, φ's initial weights
+    device="cpu",
+    stats: tuple[Tensor, Tensor] | None = None,  # mean and std per channel; default: `pixel_stats`
+    memo=None,  # a folder that keeps the teacher's answers; None: they are computed anew each epoch
+    memo_gib: float = 2.0,  # the largest memo to keep
+    # the forward-mode pass; None: if the run is long enough to repay it
+    compile: bool | None = None,
+) -> Workshop:
     "Check that the parts fit together, and lay them out on the device. `ValueError` where they do not."
     device = pick_device(device)
-    for who, net in (('student', student), ('teacher', student if teacher is None else teacher)):
-        if not isinstance(net, nn.Module): raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
-    if not memo_gib >= 0: raise ValueError(f"memo_gib={memo_gib}: a size in GiB was expected, 0 or more.")
+    for who, net in (("student", student), ("teacher", student if teacher is None else teacher)):
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
+    if not memo_gib >= 0:
+        raise ValueError(f"memo_gib={memo_gib}: a size in GiB was expected, 0 or more.")
     trainable(student)
-    if not isinstance(teacher, (Teacher, type(None))) and {id(p) for p in student.parameters() if p.requires_grad} & {id(p) for p in teacher.parameters()}:
-        raise ValueError("student and teacher share parameters: training the student would change your teacher. Give it a copy: copy.deepcopy(teacher).")
+    if not isinstance(teacher, (Teacher, type(None))) and {
+        id(p) for p in student.parameters() if p.requires_grad
+    } & {id(p) for p in teacher.parameters()}:
+        raise ValueError(
+            "student and teacher share parameters: training the student would change your teacher. Give it a copy: copy.deepcopy(teacher)."
+        )
     method.check(split)
     check_fit(method, split, protocol)
-    mean, std = stats or pixel_stats(split, protocol.normalisation) # of the split as drawn, so that all who share it see pixels scaled alike
+    mean, std = stats or pixel_stats(
+        split, protocol.normalisation
+    )  # of the split as drawn, so that all who share it see pixels scaled alike
     split = method.see(split)
     if method.needs_teacher and teacher is None:
-        raise ValueError(f"method {method.name!r} distils: it needs a teacher, a trained net with {split.n_classes} outputs.")
+        raise ValueError(
+            f"method {method.name!r} distils: it needs a teacher, a trained net with {split.n_classes} outputs."
+        )
     layout = memory_layout(student, teacher)
     student.to(device=device, memory_format=layout)
     dtype = next(student.parameters()).dtype
-    if teacher is not None and not isinstance(teacher, Teacher): teacher = Teacher(teacher, protocol.teacher_mode, protocol.low)
-    if teacher is not None: teacher.to(device=device, dtype=dtype, memory_format=layout)
-    train, val, test = (Gallery(part, split.views, mean, std, device, dtype, layout) for part in (split.train, split.val, split.test))
-    sgd = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=protocol.lr,
-                          momentum=protocol.momentum, weight_decay=protocol.weight_decay)
+    if teacher is not None and not isinstance(teacher, Teacher):
+        teacher = Teacher(teacher, protocol.teacher_mode, protocol.low)
+    if teacher is not None:
+        teacher.to(device=device, dtype=dtype, memory_format=layout)
+    train, val, test = (
+        Gallery(part, split.views, mean, std, device, dtype, layout)
+        for part in (split.train, split.val, split.test)
+    )
+    sgd = torch.optim.SGD(
+        [p for p in student.parameters() if p.requires_grad],
+        lr=protocol.lr,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
+    )
     shop = Workshop(student, method, protocol, split, seed, device, teacher, train, val, test, sgd)
-    for who, net in (('student', student), ('teacher', None if teacher is None else teacher.net)):
-        if net is not None: check_logits(net, next(train.plain(1))[0], split.n_classes, who)
-    for gallery in (train, val)[:1 + method.bilevel]: check_small_batches(student, gallery, protocol.batch_size)
-    if method.needs_teacher and teacher.mode != 'train':
-        shop.memos = {'train': Memo(teacher, train, split.n_classes, memo, memo_gib)}
-        if method.bilevel and method.val_needs_teacher: shop.memos['val'] = Memo(teacher, val, split.n_classes, memo, memo_gib)
+    for who, net in (("student", student), ("teacher", None if teacher is None else teacher.net)):
+        if net is not None:
+            check_logits(net, next(train.plain(1))[0], split.n_classes, who)
+    for gallery in (train, val)[: 1 + method.bilevel]:
+        check_small_batches(student, gallery, protocol.batch_size)
+    if method.needs_teacher and teacher.mode != "train":
+        shop.memos = {"train": Memo(teacher, train, split.n_classes, memo, memo_gib)}
+        if method.bilevel and method.val_needs_teacher:
+            shop.memos["val"] = Memo(teacher, val, split.n_classes, memo, memo_gib)
     if method.bilevel and method.estimator in FORWARD_MODE:
-        shop.compile = compile if compile is not None else device.type == 'cpu' and worth_compiling(
-            count_macs(student, tuple(next(train.plain(1))[0].shape[1:])), len(train)*protocol.epochs)
-    def answers(part): gallery = getattr(shop, part); return evaluate(teacher.net, gallery, protocol.low), gallery.labels
+        shop.compile = (
+            compile
+            if compile is not None
+            else device.type == "cpu"
+            and worth_compiling(
+                count_macs(student, tuple(next(train.plain(1))[0].shape[1:])),
+                len(train) * protocol.epochs,
+            )
+        )
+
+    def answers(part):
+        gallery = getattr(shop, part)
+        return evaluate(teacher.net, gallery, protocol.low), gallery.labels
+
     method.begin(Setting(tuple(split.n_per_class), seed, device, dtype, protocol.epochs, answers))
     return shop
 
 # %% ../nbs/06_training.ipynb #dac9885c
-def train_epoch(shop:Workshop, # laid out by `set_up`
-                epoch:int, # counted from 0
-                tally:Callable # called with each batch's (step, losses, weights, val_loss or None)
-               ):
+def train_epoch(
+    shop: Workshop,  # laid out by `set_up`
+    epoch: int,  # counted from 0
+    tally: Callable,  # called with each batch's (step, losses, weights, val_loss or None)
+):
     "One epoch of Algorithm 1, lines 4-20, for any method."
     student, method, p = shop.student.train(), shop.method, shop.protocol
-    lr = shop.optimizer.param_groups[0]['lr'] = p.lr_at(epoch)
+    lr = shop.optimizer.param_groups[0]["lr"] = p.lr_at(epoch)
     method.begin_epoch(epoch, p.decays(epoch))
     batches, val = shop.batches(epoch), shop.val_batches(epoch) if method.bilevel else None
-    forward_mode = method.bilevel and method.estimator in FORWARD_MODE; low = p.low or (FORWARD_MODE[method.estimator] if forward_mode else None)
-    told = shop.ask_teacher('train', batches) if method.needs_teacher else [None]*len(batches)
-    for i, (batch, teacher_logits) in enumerate(zip(batches, told)):                # line 4
-        noise = Noise(shop.device) if method.bilevel else None # before the forward pass that is to be replayed
-        tape = Tape(None if p.low else low) if forward_mode else None # under autocast the products are low by themselves
-        with tape or nullcontext(): x, step = shop.step(shop.train, batch, shop.look, epoch, teacher_logits)
+    forward_mode = method.bilevel and method.estimator in FORWARD_MODE
+    low = p.low or (FORWARD_MODE[method.estimator] if forward_mode else None)
+    told = shop.ask_teacher("train", batches) if method.needs_teacher else [None] * len(batches)
+    for i, (batch, teacher_logits) in enumerate(zip(batches, told)):  # line 4
+        noise = (
+            Noise(shop.device) if method.bilevel else None
+        )  # before the forward pass that is to be replayed
+        tape = (
+            Tape(None if p.low else low) if forward_mode else None
+        )  # under autocast the products are low by themselves
+        with tape or nullcontext():
+            x, step = shop.step(shop.train, batch, shop.look, epoch, teacher_logits)
         losses, val_loss = method.losses(step), None
-        w = method.virtual_weights(losses.detach(), step)                           # line 6
-        grads = [torch.zeros_like(q) for q in shop.params] if method.at_theta else train_gradient(losses, w, shop.params) # line 7
+        w = method.virtual_weights(losses.detach(), step)  # line 6
+        grads = (
+            [torch.zeros_like(q) for q in shop.params]
+            if method.at_theta
+            else train_gradient(losses, w, shop.params)
+        )  # line 7
         if method.bilevel:
-            theta, val_batch = trainable(student), next(val)                        # line 9
-            if shop.compile: shop.push, shop.compile = compile_push(student, theta, x, tape, p.low), False
-            def at(theta): return method.losses(step._replace(logits=shop.replay(theta, x, noise, tape)))
+            theta, val_batch = trainable(student), next(val)  # line 9
+            if shop.compile:
+                shop.push, shop.compile = compile_push(student, theta, x, tape, p.low), False
+
+            def at(theta):
+                return method.losses(step._replace(logits=shop.replay(theta, x, noise, tape)))
+
             def judge(theta):
-                told = shop.ask_teacher('val', [val_batch])[0] if method.val_needs_teacher else None
-                return method.val_losses(shop.step(shop.val, val_batch, lambda x: trial(student, theta, x, low=low), epoch, told)[1])
-            drift = shop.drift() if getattr(method, 'virtual_step', 'plain') == 'optimizer' else None
-            with torch.random.fork_rng(devices=noise.devices): # the student's own dropout masks are not moved by this
-                g_w, val_loss = weight_gradient(at, judge, theta, w, lr, method.estimator, grads, drift) # lines 8, 10
-            if method.learn(w, g_w):                                                # lines 11-16
-                w = method.weights(losses.detach(), step)                           # line 17
-                if method.at_theta: grads = train_gradient(losses, w, shop.params)
+                told = shop.ask_teacher("val", [val_batch])[0] if method.val_needs_teacher else None
+                return method.val_losses(
+                    shop.step(
+                        shop.val,
+                        val_batch,
+                        lambda x: trial(student, theta, x, low=low),
+                        epoch,
+                        told,
+                    )[1]
+                )
+
+            drift = (
+                shop.drift() if getattr(method, "virtual_step", "plain") == "optimizer" else None
+            )
+            with torch.random.fork_rng(
+                devices=noise.devices
+            ):  # the student's own dropout masks are not moved by this
+                g_w, val_loss = weight_gradient(
+                    at, judge, theta, w, lr, method.estimator, grads, drift
+                )  # lines 8, 10
+            if method.learn(w, g_w):  # lines 11-16
+                w = method.weights(losses.detach(), step)  # line 17
+                if method.at_theta:
+                    grads = train_gradient(losses, w, shop.params)
                 else:
                     theta = {n: p.requires_grad_() for n, p in theta.items()}
                     grads = train_gradient(at(theta), w, theta.values())
         check_finite(epoch, i, step, method.terms, losses, val_loss)
-        for q, g in zip(shop.params, grads): q.grad = g
-        shop.optimizer.step()                                                       # line 18
+        for q, g in zip(shop.params, grads):
+            q.grad = g
+        shop.optimizer.step()  # line 18
         tally(step, losses.detach(), w.detach(), val_loss)
 
 # %% ../nbs/06_training.ipynb #61195535
 class NonFiniteLoss(PlainError, ArithmeticError):
     "A loss became NaN or infinite."
 
-def check_finite(epoch:int, # counted from 0
-                 i:int, # step in the epoch, counted from 0
-                 step:Step, # the batch
-                 terms:tuple[str, ...], # names of the K losses
-                 losses:Tensor, # `(B, K)`
-                 val_loss:Tensor|None # of the virtual student
-                ):
+
+def check_finite(
+    epoch: int,  # counted from 0
+    i: int,  # step in the epoch, counted from 0
+    step: Step,  # the batch
+    terms: tuple[str, ...],  # names of the K losses
+    losses: Tensor,  # `(B, K)`
+    val_loss: Tensor | None,  # of the virtual student
+):
     "Raise `NonFiniteLoss` naming epoch, step and loss."
-    if losses.isfinite().all() and (val_loss is None or val_loss.isfinite()): return
+    if losses.isfinite().all() and (val_loss is None or val_loss.isfinite()):
+        return
     advice = "Lower the learning rate, or look at the input named here. Epochs that were finished before are kept."
     for j, name in enumerate(terms):
         bad = ~losses[:, j].isfinite()
         if bad.any():
-            raise NonFiniteLoss(f"epoch {epoch}, step {i}: the {name} loss is {losses[bad, j][0].item()} for {int(bad.sum())} of {len(bad)} samples "
-                                f"(the first is training image {step.ids[bad][0].item()}). {advice}")
-    raise NonFiniteLoss(f"epoch {epoch}, step {i}: the validation loss of the virtual student is {val_loss.item()}. {advice}")
+            raise NonFiniteLoss(
+                f"epoch {epoch}, step {i}: the {name} loss is {losses[bad, j][0].item()} for {int(bad.sum())} of {len(bad)} samples "
+                f"(the first is training image {step.ids[bad][0].item()}). {advice}"
+            )
+    raise NonFiniteLoss(
+        f"epoch {epoch}, step {i}: the validation loss of the virtual student is {val_loss.item()}. {advice}"
+    )
 
 # %% ../nbs/06_training.ipynb #8ca07081
 @torch.no_grad()
-def evaluate(net:nn.Module, # any net
-             gallery:Gallery, # which images
-             low:torch.dtype|None=None # under autocast to this dtype
-            )->Tensor: # logits `(N, C)`, in the gallery's order
+def evaluate(
+    net: nn.Module,  # any net
+    gallery: Gallery,  # which images
+    low: torch.dtype | None = None,  # under autocast to this dtype
+) -> Tensor:  # logits `(N, C)`, in the gallery's order
     "Logits of all images as they are, with the net in `eval()` mode; the net's mode is put back."
     was = net.training
     net.eval()
+
     def look(x):
-        with autocast(x, low): logits = net(x)
+        with autocast(x, low):
+            logits = net(x)
         return logits.float() if low else logits
+
     logits = torch.cat([look(x) for x, _ in gallery.plain()])
     net.train(was)
     return logits
 
-def check_answers(logits:Tensor, labels:Tensor)->Tensor: # the labels as int64
+
+def check_answers(
+    logits: Tensor,
+    labels: Tensor,
+) -> Tensor:  # the labels as int64
     "`ValueError` unless logits are finite `(N, C)` and labels N class numbers, N > 0."
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if logits.ndim != 2 or not logits.is_floating_point() or not len(logits) or labels.shape != logits.shape[:1] or not whole:
-        raise ValueError(f"logits {tuple(logits.shape)} of {logits.dtype} and labels {tuple(labels.shape)} of {labels.dtype}; expected floating-point logits (N, C), and N class numbers, of at least one image.")
-    if not logits.isfinite().all(): raise ValueError("some of the logits are NaN or infinite: the net has diverged.")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]: raise ValueError(f"labels go from {labels.min().item()} to {labels.max().item()}; with logits of {logits.shape[1]} classes they must lie in 0 to {logits.shape[1] - 1}.")
+    if (
+        logits.ndim != 2
+        or not logits.is_floating_point()
+        or not len(logits)
+        or labels.shape != logits.shape[:1]
+        or not whole
+    ):
+        raise ValueError(
+            f"logits {tuple(logits.shape)} of {logits.dtype} and labels {tuple(labels.shape)} of {labels.dtype}; expected floating-point logits (N, C), and N class numbers, of at least one image."
+        )
+    if not logits.isfinite().all():
+        raise ValueError("some of the logits are NaN or infinite: the net has diverged.")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels go from {labels.min().item()} to {labels.max().item()}; with logits of {logits.shape[1]} classes they must lie in 0 to {logits.shape[1] - 1}."
+        )
     return labels.long()
 
-def accuracy_pct(logits:Tensor, # `(N, C)`
-                 labels:Tensor # `(N,)`
-                )->float: # 0 .. 100
+
+def accuracy_pct(
+    logits: Tensor,  # `(N, C)`
+    labels: Tensor,  # `(N,)`
+) -> float:  # 0 .. 100
     "Top-1 accuracy in percent. `ValueError` as `check_answers`."
     labels = check_answers(logits, labels)
-    return 100*(logits.argmax(1) == labels).sum().item()/len(labels)
+    return 100 * (logits.argmax(1) == labels).sum().item() / len(labels)
 
 # %% ../nbs/06_training.ipynb #2301c06a
 class Tally:
     "Sums over an epoch; `row()` gives its means, `by_class` the mean weights per class."
-    def __init__(self, method:Method, n_classes:int, n_images:int, device):
+
+    def __init__(self, method: Method, n_classes: int, n_images: int, device):
         self.method, K = method, len(method.terms)
-        self.seen, self.losses, self.loss, self.correct, self.val_loss, self.batches = 0, torch.zeros(K, device=device), 0., 0., 0., 0
+        self.seen, self.losses, self.loss, self.correct, self.val_loss, self.batches = (
+            0,
+            torch.zeros(K, device=device),
+            0.0,
+            0.0,
+            0.0,
+            0,
+        )
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float32, device=device)
-        self.w, self.n, self.each, self.times = zeros(n_classes, K), zeros(n_classes, 1), zeros(n_images, 2 + K), zeros(n_images, 1)
+        self.w, self.n, self.each, self.times = (
+            zeros(n_classes, K),
+            zeros(n_classes, 1),
+            zeros(n_images, 2 + K),
+            zeros(n_images, 1),
+        )
 
     def __call__(self, step, losses, w, val_loss):
-        self.seen += len(w); self.batches += 1
-        self.losses += losses.sum(0); self.loss += (w*losses).sum(); self.correct += (step.logits.argmax(1) == step.labels).sum()
-        self.w.index_add_(0, step.labels, w.float()); self.n.index_add_(0, step.labels, torch.ones_like(w[:, :1]).float())
-        if val_loss is not None: self.val_loss += val_loss
+        self.seen += len(w)
+        self.batches += 1
+        self.losses += losses.sum(0)
+        self.loss += (w * losses).sum()
+        self.correct += (step.logits.argmax(1) == step.labels).sum()
+        self.w.index_add_(0, step.labels, w.float())
+        self.n.index_add_(0, step.labels, torch.ones_like(w[:, :1]).float())
+        if val_loss is not None:
+            self.val_loss += val_loss
         student = hard_loss(step.logits.detach(), step.labels)
-        teacher = torch.full_like(student, torch.nan) if step.teacher_logits is None else hard_loss(step.teacher_logits, step.labels)
-        self.each.index_add_(0, step.ids, torch.stack([teacher, student, *w.unbind(1)], 1).float()); self.times.index_add_(0, step.ids, self.times.new_ones(len(w), 1))
+        teacher = (
+            torch.full_like(student, torch.nan)
+            if step.teacher_logits is None
+            else hard_loss(step.teacher_logits, step.labels)
+        )
+        self.each.index_add_(0, step.ids, torch.stack([teacher, student, *w.unbind(1)], 1).float())
+        self.times.index_add_(0, step.ids, self.times.new_ones(len(w), 1))
 
     @property
-    def by_class(self)->Tensor: "Mean weights `(C, K)`."; return self.w/self.n
+    def by_class(self) -> Tensor:
+        "Mean weights `(C, K)`."
+        return self.w / self.n
 
     @property
-    def by_image(self)->dict[str, Tensor]: # float16, on the CPU
+    def by_image(
+        self,
+    ) -> dict[str, Tensor]:  # float16, on the CPU
         "`ce_teacher`, `ce_student` and a `w_<term>` each `(N,)`; NaN for images the epoch did not show and where there is no teacher."
-        names = ['ce_teacher', 'ce_student', *(f'w_{t}' for t in self.method.terms)]
-        return dict(zip(names, (self.each/self.times).half().cpu().unbind(1)))
+        names = ["ce_teacher", "ce_student", *(f"w_{t}" for t in self.method.terms)]
+        return dict(zip(names, (self.each / self.times).half().cpu().unbind(1)))
 
-    def row(self)->dict[str, float]:
+    def row(self) -> dict[str, float]:
         "The epoch's means, and what the method reports."
-        terms, w = self.method.terms, self.w.sum(0)/self.seen
-        out = dict(train_loss=self.loss/self.seen, train_acc_pct=100*self.correct/self.seen)
-        out |= {f'train_{t}': l for t, l in zip(terms, self.losses/self.seen)} | {f'w_{t}': v for t, v in zip(terms, w)}
-        if self.method.bilevel: out['virtual_val_loss'] = self.val_loss/self.batches
+        terms, w = self.method.terms, self.w.sum(0) / self.seen
+        out = dict(train_loss=self.loss / self.seen, train_acc_pct=100 * self.correct / self.seen)
+        out |= {f"train_{t}": l for t, l in zip(terms, self.losses / self.seen)} | {
+            f"w_{t}": v for t, v in zip(terms, w)
+        }
+        if self.method.bilevel:
+            out["virtual_val_loss"] = self.val_loss / self.batches
         return {k: float(v) for k, v in out.items()} | self.method.report()
 
 # %% ../nbs/06_training.ipynb #517f121d
 @dataclass
 class Progress:
     "How far a training has come."
-    history: list[dict] = field(default_factory=list) # a row per epoch
-    class_weights: list = field(default_factory=list) # per epoch: mean weights, C lists of K numbers
-    trace: list[dict] = field(default_factory=list) # per epoch: `Tally.by_image`, and φ as it then was, its parameters named `phi.<name>`
-    seconds: float = 0. # spent so far, interruptions not counted
-    teacher_seconds: float = 0. # of these, for the teacher's answers
-    teacher_computed: int = 0 # answers that were not in the memo
-    compiled: bool = False # whether some of its tangents were pushed by the compiled pass
-    places: list[dict] = field(default_factory=list) # where it was computed, as `train` was told, each with its `first_epoch`; a new entry when that changes
 
-    def arrive(self, place:dict # plain values
-              )->str: # what has changed since the last entry; '' if nothing has, or if this is the first
+    history: list[dict] = field(default_factory=list)  # a row per epoch
+    # per epoch: mean weights, C lists of K numbers
+    class_weights: list = field(default_factory=list)
+    # per epoch: `Tally.by_image`, and φ as it then was, its parameters named `phi.<name>`
+    trace: list[dict] = field(default_factory=list)
+    seconds: float = 0.0  # spent so far, interruptions not counted
+    teacher_seconds: float = 0.0  # of these, for the teacher's answers
+    teacher_computed: int = 0  # answers that were not in the memo
+    compiled: bool = False  # whether some of its tangents were pushed by the compiled pass
+    # where it was computed, as `train` was told, each with its `first_epoch`; a new entry when that
+    # changes
+    places: list[dict] = field(default_factory=list)
+
+    def arrive(
+        self,
+        place: dict,  # plain values
+    ) -> str:  # what has changed since the last entry; '' if nothing has, or if this is the first
         "Note where the next epochs are computed."
         before = self.places[-1] if self.places else None
-        if before is None or before | place != before: self.places.append(dict(first_epoch=len(self.history) + 1) | place)
-        return ', '.join(f'{k}: {before.get(k)} -> {v}' for k, v in place.items() if before.get(k) != v) if before else ''
+        if before is None or before | place != before:
+            self.places.append(dict(first_epoch=len(self.history) + 1) | place)
+        return (
+            ", ".join(
+                f"{k}: {before.get(k)} -> {v}" for k, v in place.items() if before.get(k) != v
+            )
+            if before
+            else ""
+        )
 
-    def weight_rows(self, terms:tuple[str, ...] # of the method
-                   )->list[dict]: # keys epoch, class, w_<term>
+    def weight_rows(
+        self,
+        terms: tuple[str, ...],  # of the method
+    ) -> list[dict]:  # keys epoch, class, w_<term>
         "`class_weights` as rows of a long table."
-        return [{'epoch': e + 1, 'class': c} | {f'w_{t}': w for t, w in zip(terms, ws)}
-                for e, classes in enumerate(self.class_weights) for c, ws in enumerate(classes)]
+        return [
+            {"epoch": e + 1, "class": c} | {f"w_{t}": w for t, w in zip(terms, ws)}
+            for e, classes in enumerate(self.class_weights)
+            for c, ws in enumerate(classes)
+        ]
 
 # %% ../nbs/06_training.ipynb #c4ec0a12
-def run_key(shop:Workshop # before its first epoch
-           )->str: # SHA-256, hex
+def run_key(
+    shop: Workshop,  # before its first epoch
+) -> str:  # SHA-256, hex
     "What a checkpoint must agree on to be resumed: method (and its code, if it is not ours), protocol, seed, images, views, pixel scaling, the student's shapes, the teacher's weights."
     m, s = shop.method, shop.split
-    h = hashlib.sha256(repr((m.name, own_code(type(m)), m.model_dump_json(), shop.protocol.model_dump_json(), shop.seed, s.hash, s.views,
-                             [(n, tuple(t.shape), t.dtype) for n, t in shop.student.state_dict().items()])).encode())
+    h = hashlib.sha256(
+        repr(
+            (
+                m.name,
+                own_code(type(m)),
+                m.model_dump_json(),
+                shop.protocol.model_dump_json(),
+                shop.seed,
+                s.hash,
+                s.views,
+                [(n, tuple(t.shape), t.dtype) for n, t in shop.student.state_dict().items()],
+            )
+        ).encode()
+    )
     teacher = {} if shop.teacher is None else shop.teacher.state_dict()
     h.update(fingerprint((shop.train.mean, shop.train.std, *teacher.values())).encode())
     return h.hexdigest()
 
-def save_checkpoint(path, # where; written whole or not at all
-                    shop:Workshop, progress:Progress,
-                    key:str): # names the run, see `run_key`
+
+def save_checkpoint(
+    path,  # where; written whole or not at all
+    shop: Workshop,
+    progress: Progress,
+    key: str,  # names the run, see `run_key`
+):
     "Everything `load_checkpoint` needs to go on after the last finished epoch."
-    state = dict(key=key, student=shop.student.state_dict(), optimizer=shop.optimizer.state_dict(),
-                 method=shop.method.state(), progress=vars(progress))
-    buffer = io.BytesIO(); torch.save(state, buffer); data = buffer.getvalue()
+    state = dict(
+        key=key,
+        student=shop.student.state_dict(),
+        optimizer=shop.optimizer.state_dict(),
+        method=shop.method.state(),
+        progress=vars(progress),
+    )
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
     atomic_write(path, _first_line(data) + data)
 
-def _first_line(data:bytes)->bytes: "Format and checksum."; return f'bikd checkpoint 2 {hashlib.sha256(data).hexdigest()}\n'.encode()
 
-def load_checkpoint(path, shop:Workshop, key:str)->Progress:
+def _first_line(data: bytes) -> bytes:
+    "Format and checksum."
+    return f"bikd checkpoint 2 {hashlib.sha256(data).hexdigest()}\n".encode()
+
+
+def load_checkpoint(path, shop: Workshop, key: str) -> Progress:
     "Put a saved state back. `RecordError` for a damaged file or one of another run or version."
-    try: raw = Path(path).read_bytes()
-    except OSError as e: raise RecordError(f"checkpoint {path} cannot be read ({e.strerror}). Mend that, or remove it to start this run anew.") from e
-    head, _, data = raw.partition(b'\n')
-    if head + b'\n' != _first_line(data): raise RecordError(f"checkpoint {path} cannot be read: it is damaged, or of another version of bikd. Remove it to start this run anew.")
-    state = torch.load(io.BytesIO(data), map_location=shop.device, weights_only=True)
-    if not isinstance(state, dict) or state.get('key') != key:
-        raise RecordError(f"checkpoint {path} belongs to another run (other method or code of it, settings, images, student or teacher): "
-                         "remove it, or resume with what it was made with.")
     try:
-        shop.student.load_state_dict(state['student']); shop.optimizer.load_state_dict(state['optimizer']); shop.method.load_state(state['method'])
-        return Progress(**state['progress'])
+        raw = Path(path).read_bytes()
+    except OSError as e:
+        raise RecordError(
+            f"checkpoint {path} cannot be read ({e.strerror}). Mend that, or remove it to start this run anew."
+        ) from e
+    head, _, data = raw.partition(b"\n")
+    if head + b"\n" != _first_line(data):
+        raise RecordError(
+            f"checkpoint {path} cannot be read: it is damaged, or of another version of bikd. Remove it to start this run anew."
+        )
+    state = torch.load(io.BytesIO(data), map_location=shop.device, weights_only=True)
+    if not isinstance(state, dict) or state.get("key") != key:
+        raise RecordError(
+            f"checkpoint {path} belongs to another run (other method or code of it, settings, images, student or teacher): "
+            "remove it, or resume with what it was made with."
+        )
+    try:
+        shop.student.load_state_dict(state["student"])
+        shop.optimizer.load_state_dict(state["optimizer"])
+        shop.method.load_state(state["method"])
+        return Progress(**state["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise RecordError(f"checkpoint {path} was made by other code than this ({type(e).__name__}: {e}): remove it to start this run anew.") from e
+        raise RecordError(
+            f"checkpoint {path} was made by other code than this ({type(e).__name__}: {e}): remove it to start this run anew."
+        ) from e
 
 # %% ../nbs/06_training.ipynb #5064d2e9
 class Bar:
     "One tqdm bar per run in a terminal; elsewhere about ten lines, each with elapsed and remaining time."
-    def __init__(self, label:str, total:int, done:int=0, show:bool=True):
+
+    def __init__(self, label: str, total: int, done: int = 0, show: bool = True):
         tty = sys.stderr.isatty()
         self.label, self.total, self.done, self.first = label, total, done, done
-        self.bar = tqdm(total=total, initial=done, desc=label, unit='epoch', disable=not (show and tty))
-        self.every = max(1, math.ceil(total/10)) if show and not tty else 0
+        self.bar = tqdm(
+            total=total, initial=done, desc=label, unit="epoch", disable=not (show and tty)
+        )
+        self.every = max(1, math.ceil(total / 10)) if show and not tty else 0
         self.start = time.perf_counter()
 
-    def step(self, note:str):
+    def step(self, note: str):
         "One epoch is done."
         self.done += 1
-        self.bar.set_postfix_str(note, refresh=False); self.bar.update()
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update()
         if self.every and (self.done % self.every == 0 or self.done == self.total):
             spent = time.perf_counter() - self.start
-            left = spent/(self.done - self.first)*(self.total - self.done)
+            left = spent / (self.done - self.first) * (self.total - self.done)
             spent, left = map(tqdm.format_interval, (spent, left))
-            print(f'{self.label:32} epoch {self.done:3}/{self.total}  {note}  {spent} spent, {left} left', flush=True)
+            print(
+                f"{self.label:32} epoch {self.done:3}/{self.total}  {note}  {spent} spent, {left} left",
+                flush=True,
+            )
 
 # %% ../nbs/06_training.ipynb #146fb9ea
-def train(student:nn.Module, # trained in place
-          method:Method, # a row of Table 1
-          split:Split, # images
-          protocol:Protocol|None=None, # the recipe; default: the paper's
-          *, teacher:nn.Module|None=None, # a trained net, for methods that distil
-          seed:int=0, # order, views, φ's initial weights; the student comes with its own
-          device='cpu',
-          checkpoint=None, # a path: written after every epoch, resumed from if it exists
-          label:str|None=None, # name of the progress bar
-          show:bool=True, # progress or silence
-          tensorboard=None, # a folder: scalars of every epoch go there
-          stats:tuple[Tensor, Tensor]|None=None, # mean and std per channel; default: as the protocol says
-          memo=None, # a folder for the teacher's answers, shared by all its students; None: none are kept
-          memo_gib:float=2., # the largest memo to keep
-          compile:bool|None=None, # the forward-mode pass; None: if the run is long enough to repay it
-          place:dict|None=None, # plain values: what shall be remembered of where this is, e.g. `bikd.runs.environment`
-          watch:Callable|None=None # called after each epoch with the workshop and the epoch, counted from 0; may look at everything
-         )->tuple[Workshop, Progress]: # what it was trained in, and the history of all epochs; the student is now the last epoch's
+def train(
+    student: nn.Module,  # trained in place
+    method: Method,  # a row of Table 1
+    split: Split,  # images
+    protocol: Protocol | None = None,  # the recipe; default: the paper's
+    *,
+    teacher: nn.Module | None = None,  # a trained net, for methods that distil
+    seed: int = 0,  # order, views, φ's initial weights; the student comes with its own
+    device="cpu",
+    checkpoint=None,  # a path: written after every epoch, resumed from if it exists
+    label: str | None = None,  # name of the progress bar
+    show: bool = True,  # progress or silence
+    tensorboard=None,  # a folder: scalars of every epoch go there
+    # mean and std per channel; default: as the protocol says
+    stats: tuple[Tensor, Tensor] | None = None,
+    # a folder for the teacher's answers, shared by all its students; None: none are kept
+    memo=None,
+    memo_gib: float = 2.0,  # the largest memo to keep
+    # the forward-mode pass; None: if the run is long enough to repay it
+    compile: bool | None = None,
+    # plain values: what shall be remembered of where this is, e.g. `bikd.runs.environment`
+    place: dict | None = None,
+    # called after each epoch with the workshop and the epoch, counted from 0; may look at
+    # everything
+    watch: Callable | None = None,
+    # what it was trained in, and the history of all epochs; the student is now the last epoch's
+) -> tuple[Workshop, Progress]:
     "Train a student by any method: Algorithm 1 with its outer loop. Errors: `ValueError` of `set_up`, `RecordError` of `load_checkpoint`, `StorageError`, `NonFiniteLoss`."
     protocol = protocol or Protocol()
-    shop = set_up(student, method, split, protocol, teacher, seed, device, stats, memo, memo_gib, compile)
-    key = run_key(shop) if checkpoint else ''
-    progress = load_checkpoint(checkpoint, shop, key) if checkpoint and Path(checkpoint).exists() else Progress()
-    if place and (moved := progress.arrive(place)) and show: print(f'{label or method.name}: resumed after epoch {len(progress.history)} where not all is as before ({moved}); the record will name both', flush=True)
+    shop = set_up(
+        student, method, split, protocol, teacher, seed, device, stats, memo, memo_gib, compile
+    )
+    key = run_key(shop) if checkpoint else ""
+    progress = (
+        load_checkpoint(checkpoint, shop, key)
+        if checkpoint and Path(checkpoint).exists()
+        else Progress()
+    )
+    if place and (moved := progress.arrive(place)) and show:
+        print(
+            f"{label or method.name}: resumed after epoch {len(progress.history)} where not all is as before ({moved}); the record will name both",
+            flush=True,
+        )
     spent = progress.teacher_seconds, progress.teacher_computed
     log = _scalars(tensorboard)
     bar = Bar(label or method.name, protocol.epochs, len(progress.history), show)
-    for epoch in range(len(progress.history), protocol.epochs):                 # line 3
+    for epoch in range(len(progress.history), protocol.epochs):  # line 3
         began = time.perf_counter()
         tally = Tally(method, shop.split.n_classes, len(shop.train), shop.device)
-        with counted(seed, 'noise', epoch, device=shop.device): train_epoch(shop, epoch, tally)
-        if not all(q.isfinite().all() for q in shop.params): raise NonFiniteLoss(f"after epoch {epoch}: some of the student's parameters are NaN or infinite; it has diverged. Lower the learning rate.")
-        row = dict(epoch=epoch + 1, lr=shop.optimizer.param_groups[0]['lr'], **tally.row())
-        for name, gallery in (('val', shop.val), ('test', shop.test)):
-            if not len(gallery): continue
-            logits = evaluate(student, gallery, protocol.low); ce = F.cross_entropy(logits, gallery.labels).item()
-            if not (math.isfinite(ce) and logits.isfinite().all()): raise NonFiniteLoss(f"after epoch {epoch}: the {name} cross-entropy is {ce}; the student has diverged. Lower the learning rate.")
-            row |= {f'{name}_acc_pct': accuracy_pct(logits, gallery.labels), f'{name}_ce': ce}
-            if name == 'val': method.after_epoch(logits, gallery.labels)
-        progress.history.append(row); progress.class_weights.append(tally.by_class.tolist())
-        progress.trace.append(tally.by_image | {f'phi.{n}': p.detach().to('cpu', copy=True) for n, p in (method.weight_net.state_dict() if hasattr(method, 'weight_net') else {}).items()})
+        with counted(seed, "noise", epoch, device=shop.device):
+            train_epoch(shop, epoch, tally)
+        if not all(q.isfinite().all() for q in shop.params):
+            raise NonFiniteLoss(
+                f"after epoch {epoch}: some of the student's parameters are NaN or infinite; it has diverged. Lower the learning rate."
+            )
+        row = dict(epoch=epoch + 1, lr=shop.optimizer.param_groups[0]["lr"], **tally.row())
+        for name, gallery in (("val", shop.val), ("test", shop.test)):
+            if not len(gallery):
+                continue
+            logits = evaluate(student, gallery, protocol.low)
+            ce = F.cross_entropy(logits, gallery.labels).item()
+            if not (math.isfinite(ce) and logits.isfinite().all()):
+                raise NonFiniteLoss(
+                    f"after epoch {epoch}: the {name} cross-entropy is {ce}; the student has diverged. Lower the learning rate."
+                )
+            row |= {f"{name}_acc_pct": accuracy_pct(logits, gallery.labels), f"{name}_ce": ce}
+            if name == "val":
+                method.after_epoch(logits, gallery.labels)
+        progress.history.append(row)
+        progress.class_weights.append(tally.by_class.tolist())
+        progress.trace.append(
+            tally.by_image
+            | {
+                f"phi.{n}": p.detach().to("cpu", copy=True)
+                for n, p in (
+                    method.weight_net.state_dict() if hasattr(method, "weight_net") else {}
+                ).items()
+            }
+        )
         progress.seconds += time.perf_counter() - began
-        progress.teacher_seconds, progress.teacher_computed = (before + sum(getattr(m, what) for m in shop.memos.values())
-                                                               for before, what in zip(spent, ('seconds', 'computed')))
+        progress.teacher_seconds, progress.teacher_computed = (
+            before + sum(getattr(m, what) for m in shop.memos.values())
+            for before, what in zip(spent, ("seconds", "computed"))
+        )
         progress.compiled |= shop.push is not None
-        log(row) # rather twice than never, if this process is killed here
-        if checkpoint: save_checkpoint(checkpoint, shop, progress, key)
-        if watch: watch(shop, epoch)
-        bar.step('  '.join([f"loss {row['train_loss']:.3f}"] + [f"{k.removesuffix('_acc_pct')} {v:5.1f} %" for k, v in row.items() if k in ('val_acc_pct', 'test_acc_pct')]))
+        log(row)  # rather twice than never, if this process is killed here
+        if checkpoint:
+            save_checkpoint(checkpoint, shop, progress, key)
+        if watch:
+            watch(shop, epoch)
+        bar.step(
+            "  ".join(
+                [f"loss {row['train_loss']:.3f}"]
+                + [
+                    f"{k.removesuffix('_acc_pct')} {v:5.1f} %"
+                    for k, v in row.items()
+                    if k in ("val_acc_pct", "test_acc_pct")
+                ]
+            )
+        )
     bar.bar.close()
     return shop, progress
 
 # %% ../nbs/06_training.ipynb #4adbee45
-def _scalars(folder)->Callable:
+def _scalars(folder) -> Callable:
     "A function that writes a row as TensorBoard scalars, or does nothing."
-    if folder is None: return lambda row: None
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e: raise ModuleNotFoundError("tensorboard was asked for but is not installed: pip install tensorboard.") from e
-    with said_plainly(folder): writer = SummaryWriter(str(folder))
+    if folder is None:
+        return lambda row: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise ModuleNotFoundError(
+            "tensorboard was asked for but is not installed: pip install tensorboard."
+        ) from e
+    with said_plainly(folder):
+        writer = SummaryWriter(str(folder))
+
     def log(row):
         for name, value in row.items():
-            if name != 'epoch': writer.add_scalar(name, value, row['epoch'])
-        with said_plainly(folder): writer.flush()
+            if name != "epoch":
+                writer.add_scalar(name, value, row["epoch"])
+        with said_plainly(folder):
+            writer.flush()
+
     return log

@@ -12,30 +12,46 @@ from torch import Tensor, nn
 # %% ../nbs/03_weight_net.ipynb #a7fc8b7e
 class WeightNet(nn.Module):
     "f_φ of §3.2: per-sample losses `(B, 2)` = (CE_teacher, CE_student), detached, to weights `(B, 2)` = (w_hard, w_soft) in (0, 1)."
-    def __init__(self,
-                 hidden:tuple[int, ...]=(64, 64), # widths of the Tanh layers, at least one
-                 inputs:str='teacher,student', # which losses it looks at, in which order; callers always pass (teacher, student)
-                 outputs:str='sigmoid'): # 'sigmoid': each in (0, 1); 'softmax': they sum to one
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...] = (64, 64),  # widths of the Tanh layers, at least one
+        # which losses it looks at, in which order; callers always pass (teacher, student)
+        inputs: str = "teacher,student",
+        outputs: str = "sigmoid",  # 'sigmoid': each in (0, 1); 'softmax': they sum to one
+    ):
         super().__init__()
         if not hidden or any(h < 1 for h in hidden):
-            raise ValueError(f"hidden={hidden}: at least one layer of at least one unit, for example (64, 64).")
-        for name, given, known in (('inputs', inputs, ('teacher,student', 'student,teacher', 'teacher', 'student')), ('outputs', outputs, ('sigmoid', 'softmax'))):
-            if given not in known: raise ValueError(f"{name}={given!r} is unknown; there are: {', '.join(map(repr, known))}.")
-        self.columns, self.outputs = [('teacher', 'student').index(i) for i in inputs.split(',')], outputs
+            raise ValueError(
+                f"hidden={hidden}: at least one layer of at least one unit, for example (64, 64)."
+            )
+        for name, given, known in (
+            ("inputs", inputs, ("teacher,student", "student,teacher", "teacher", "student")),
+            ("outputs", outputs, ("sigmoid", "softmax")),
+        ):
+            if given not in known:
+                raise ValueError(
+                    f"{name}={given!r} is unknown; there are: {', '.join(map(repr, known))}."
+                )
+        self.columns, self.outputs = (
+            [("teacher", "student").index(i) for i in inputs.split(",")],
+            outputs,
+        )
         sizes = [len(self.columns), *hidden]
         layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.Tanh())]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 2))
 
-    def forward(self, losses:Tensor)->Tensor:
+    def forward(self, losses: Tensor) -> Tensor:
         z = self.layers(losses[:, self.columns])
-        return z.sigmoid() if self.outputs == 'sigmoid' else z.softmax(1)
+        return z.sigmoid() if self.outputs == "sigmoid" else z.softmax(1)
 
 # %% ../nbs/03_weight_net.ipynb #74af1164
 @torch.no_grad()
-def weight_surface(net:nn.Module, # a `WeightNet`
-                   ce_max:float=6., # largest cross-entropy on both axes, nats
-                   n:int=61 # grid points per axis
-                  )->tuple[Tensor, Tensor]: # axis `(n,)` and weights `(n, n, 2)`, indexed [teacher, student]
+def weight_surface(
+    net: nn.Module,  # a `WeightNet`
+    ce_max: float = 6.0,  # largest cross-entropy on both axes, nats
+    n: int = 61,  # grid points per axis
+) -> tuple[Tensor, Tensor]:  # axis `(n,)` and weights `(n, n, 2)`, indexed [teacher, student]
     "f_φ on a grid of (CE_teacher, CE_student)."
     p = next(net.parameters())
     axis = torch.linspace(0, ce_max, n, dtype=p.dtype, device=p.device)

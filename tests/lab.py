@@ -2,109 +2,237 @@
 
 Needs the package playwright and a Chromium of the system (Debian: apt-get install chromium); no browser is downloaded. CHROMIUM names another one.
 """
+
 import json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-CHROMIUM = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 # Lab's settings: no news (it would ask the network), and every cell in the page, seen or not
-SETTINGS = {'@jupyterlab/apputils-extension/notification.jupyterlab-settings': {'fetchNews': 'false', 'checkForUpdates': False},
-            '@jupyterlab/notebook-extension/tracker.jupyterlab-settings': {'windowingMode': 'none'}}
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
+    "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
+}
 
 
 def free_port():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def ask(url, token=None):
     "Status of a GET request, and its body."
-    request = urllib.request.Request(url, headers={'Authorization': f'token {token}'} if token else {})
+    request = urllib.request.Request(
+        url, headers={"Authorization": f"token {token}"} if token else {}
+    )
     try:
-        with urllib.request.urlopen(request, timeout=5) as f: return f.status, f.read()
-    except urllib.error.HTTPError as e: return e.code, b''
+        with urllib.request.urlopen(request, timeout=5) as f:
+            return f.status, f.read()
+    except urllib.error.HTTPError as e:
+        return e.code, b""
 
 
 @contextmanager
 def served(command, ready, env, log, patience=60, cwd=None):
     "Start a server, wait until `ready()` is true, end it with its kernels."
-    with open(log, 'w') as out: process = subprocess.Popen(command, env=env, cwd=cwd, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            cwd=cwd,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     try:
         began = time.time()
         while True:
             try:
-                if ready(): break
-            except OSError: pass
-            if process.poll() is not None or time.time() - began > patience: raise RuntimeError(f'{command[2]} did not start:\n' + Path(log).read_text()[-3000:])
-            time.sleep(.2)
+                if ready():
+                    break
+            except OSError:
+                pass
+            if process.poll() is not None or time.time() - began > patience:
+                raise RuntimeError(f"{command[2]} did not start:\n" + Path(log).read_text()[-3000:])
+            time.sleep(0.2)
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        try: process.wait(15)
-        except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def private(folder, **more):
     "An environment whose Jupyter settings, workspaces and runtime files are in a folder of their own."
     for name, value in SETTINGS.items():
-        path = Path(folder, 'settings', name); path.parent.mkdir(parents=True, exist_ok=True); path.write_text(json.dumps(value))
-    at = dict(JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces', JUPYTER_RUNTIME_DIR='runtime', JUPYTER_CONFIG_DIR='config')
-    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} # inline figures
+        path = Path(folder, "settings", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    at = dict(
+        JUPYTERLAB_SETTINGS_DIR="settings",
+        JUPYTERLAB_WORKSPACES_DIR="workspaces",
+        JUPYTER_RUNTIME_DIR="runtime",
+        JUPYTER_CONFIG_DIR="config",
+    )
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # inline figures
     return env | {k: str(Path(folder, v)) for k, v in at.items()} | more
 
 
 @contextmanager
-def lab(root, **env): # yields its address and token
-    port, token = free_port(), secrets.token_hex(16); url = f'http://127.0.0.1:{port}'
+def lab(
+    root,
+    **env,  # yields its address and token
+):
+    port, token = free_port(), secrets.token_hex(16)
+    url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as t:
-        command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-                   '--LabApp.expose_app_in_browser=True', f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={root}']
-        with served(command, lambda: ask(f'{url}/api/status', token)[0] == 200, private(t, **env), f'{t}/log'): yield url, token
+        command = [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            "--ip=127.0.0.1",
+            f"--port={port}",
+            "--ServerApp.port_retries=0",
+            "--LabApp.expose_app_in_browser=True",
+            f"--IdentityProvider.token={token}",
+            f"--ServerApp.root_dir={root}",
+        ]
+        with served(
+            command,
+            lambda: ask(f"{url}/api/status", token)[0] == 200,
+            private(t, **env),
+            f"{t}/log",
+        ):
+            yield url, token
 
 
 @contextmanager
-def voila(arguments, root, **env): # yields its address and the token it has made
+def voila(
+    arguments,
+    root,
+    **env,  # yields its address and the token it has made
+):
     port = free_port()
     with tempfile.TemporaryDirectory() as t:
-        said = Path(t, 'log'); token = lambda: re.search(r'running at:\s+http://localhost:\d+/\?token=(\w+)', said.read_text())
-        command = [sys.executable, '-m', 'voila', '--no-browser', f'--port={port}', '--show_tracebacks=True', *arguments]
-        with served(command, token, private(t, **env), said, cwd=root): yield f'http://127.0.0.1:{port}', token()[1]
+        said = Path(t, "log")
+        token = lambda: re.search(
+            r"running at:\s+http://localhost:\d+/\?token=(\w+)", said.read_text()
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "voila",
+            "--no-browser",
+            f"--port={port}",
+            "--show_tracebacks=True",
+            *arguments,
+        ]
+        with served(command, token, private(t, **env), said, cwd=root):
+            yield f"http://127.0.0.1:{port}", token()[1]
 
 
 @contextmanager
-def browser(width=1400, height=1800): # yields a page
+def browser(
+    width=1400,
+    height=1800,  # yields a page
+):
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = b.new_page(viewport=dict(width=width, height=height)); page.errors = []
-        page.on('pageerror', lambda e: page.errors.append(str(e)))
+        page = b.new_page(viewport=dict(width=width, height=height))
+        page.errors = []
+        page.on("pageerror", lambda e: page.errors.append(str(e)))
         yield page
         b.close()
 
 
 def run_all(page, url, token, notebook, patience=300):
     "Open a notebook in Lab, Run All Cells by the menu, wait until all have run and the kernel is idle; what `cells` sees."
-    page.goto(f'{url}/lab/tree/{notebook}?token={token}&reset')
-    page.locator('.jp-Notebook .jp-CodeCell').first.wait_for(timeout=60_000)
-    def state(): return next((s['kernel']['execution_state'] for s in json.loads(ask(f'{url}/api/sessions', token)[1]) if s['path'] == notebook), None)
+    page.goto(f"{url}/lab/tree/{notebook}?token={token}&reset")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
+
+    def state():
+        return next(
+            (
+                s["kernel"]["execution_state"]
+                for s in json.loads(ask(f"{url}/api/sessions", token)[1])
+                if s["path"] == notebook
+            ),
+            None,
+        )
+
     def until(true, what, seconds):
         began = time.time()
         while not true():
-            if time.time() - began > seconds: raise TimeoutError(f'{what} after {seconds} s: {prompts()}')
+            if time.time() - began > seconds:
+                raise TimeoutError(f"{what} after {seconds} s: {prompts()}")
             page.wait_for_timeout(250)
-    def prompts(): return [p.strip() for p in page.locator('.jp-Notebook .jp-CodeCell .jp-InputPrompt').all_inner_texts()] # '[*]:' while queued or running
-    def done(): p = prompts(); return state() == 'idle' and not any('*' in x for x in p) and any(re.search(r'\d', x) for x in p)
-    until(lambda: state() == 'idle', 'no idle kernel', 60) # else the cells would queue behind a dialogue
-    page.get_by_role('menuitem', name='Run', exact=True).click(); page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-    until(done, 'still running', patience); page.wait_for_timeout(1000) # widgets are drawn after the kernel is idle
-    until(done, 'still running', patience)
+
+    def prompts():
+        return [
+            p.strip()
+            for p in page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        ]  # '[*]:' while queued or running
+
+    def done():
+        p = prompts()
+        return (
+            state() == "idle"
+            and not any("*" in x for x in p)
+            and any(re.search(r"\d", x) for x in p)
+        )
+
+    until(
+        lambda: state() == "idle", "no idle kernel", 60
+    )  # else the cells would queue behind a dialogue
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    until(done, "still running", patience)
+    page.wait_for_timeout(1000)  # widgets are drawn after the kernel is idle
+    until(done, "still running", patience)
     return cells(page)
 
 
-def cells(page): # a dict per code cell: prompt, text, error, images
+def cells(
+    page,  # a dict per code cell: prompt, text, error, images
+):
     "What a reader sees. Errors are read from the notebook's model: in the page they look like any other output."
-    model = page.evaluate('() => window.jupyterapp.shell.currentWidget.content.model.toJSON()')
-    code = [c for c in model['cells'] if c['cell_type'] == 'code']
-    return [dict(prompt=cell.locator('.jp-InputPrompt').first.inner_text().strip(), text='\n'.join(cell.locator('.jp-OutputArea-output').all_inner_texts()).strip(),
-                 error=next((f"{o['ename']}: {o['evalue']}" for o in c['outputs'] if o['output_type'] == 'error'), None), images=cell.locator('.jp-OutputArea-output img').count())
-            for cell, c in zip(page.locator('.jp-Notebook .jp-CodeCell').all(), code, strict=True)]
+    model = page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.toJSON()")
+    code = [c for c in model["cells"] if c["cell_type"] == "code"]
+    return [
+        dict(
+            prompt=cell.locator(".jp-InputPrompt").first.inner_text().strip(),
+            text="\n".join(cell.locator(".jp-OutputArea-output").all_inner_texts()).strip(),
+            error=next(
+                (
+                    f"{o['ename']}: {o['evalue']}"
+                    for o in c["outputs"]
+                    if o["output_type"] == "error"
+                ),
+                None,
+            ),
+            images=cell.locator(".jp-OutputArea-output img").count(),
+        )
+        for cell, c in zip(page.locator(".jp-Notebook .jp-CodeCell").all(), code, strict=True)
+    ]

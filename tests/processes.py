@@ -1,4 +1,5 @@
 """Small runs in processes of their own, to be killed, starved and compared: what the tests of runs stand on."""
+
 import json, subprocess, sys
 from pathlib import Path
 
@@ -14,25 +15,43 @@ for text in sys.argv[2:]: print('fresh' if run(RunConfig.model_validate_json(tex
 
 def start(runs_dir, *configs):
     "A process that runs them in turn and says of each whether it trained or loaded it."
-    return subprocess.Popen([sys.executable, '-c', TRAIN, str(runs_dir), *(c.model_dump_json() for c in configs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(runs_dir), *(c.model_dump_json() for c in configs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process, code=0):
     "All it says."
-    out, _ = process.communicate(timeout=300); assert process.returncode == code, out
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == code, out
     return out
 
 
 def configs(epochs=4):
     "A teacher and a student of it."
-    teacher = make_config('mnist5k', 100, 0, 'teacher', net='resnet8', protocol=dict(epochs=epochs))
-    return teacher, make_config('mnist5k', 100, 0, 'bikd', protocol=dict(epochs=epochs), settings=dict(k=3), teacher_run=teacher.run_id)
+    teacher = make_config("mnist5k", 100, 0, "teacher", net="resnet8", protocol=dict(epochs=epochs))
+    return teacher, make_config(
+        "mnist5k",
+        100,
+        0,
+        "bikd",
+        protocol=dict(epochs=epochs),
+        settings=dict(k=3),
+        teacher_run=teacher.run_id,
+    )
 
 
 def record(runs_dir, cfg):
     "A run's files, less what names the moment."
-    folder = Path(runs_dir)/cfg.run_id
-    out = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != 'env.json'} # the teacher's memo is a cache, not a record
-    summary = json.loads(out.pop('summary.json')); del out['SHA256SUMS'] # it names the moment too, by env.json and summary.json
-    for name in ('train_time_s', 'teacher_time_s', 'teacher_answers_computed'): del summary[name]
+    folder = Path(runs_dir) / cfg.run_id
+    out = {
+        p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != "env.json"
+    }  # the teacher's memo is a cache, not a record
+    summary = json.loads(out.pop("summary.json"))
+    del out["SHA256SUMS"]  # it names the moment too, by env.json and summary.json
+    for name in ("train_time_s", "teacher_time_s", "teacher_answers_computed"):
+        del summary[name]
     return out | dict(summary=summary)

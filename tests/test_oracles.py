@@ -1,4 +1,5 @@
 """Our numbers against other libraries' and other nets."""
+
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
@@ -15,73 +16,131 @@ from bikd.weight_net import WeightNet
 
 def test_ece_and_confusion_agree_with_torchmetrics():
     torch.manual_seed(0)
-    logits, labels = 3*torch.randn(500, 7), torch.randint(7, (500,))
-    assert abs(expected_calibration_error(logits, labels) - MulticlassCalibrationError(7, n_bins=15)(logits, labels)) < 1e-6
-    assert torch.equal(confusion_matrix(logits, labels), MulticlassConfusionMatrix(7)(logits, labels))
+    logits, labels = 3 * torch.randn(500, 7), torch.randint(7, (500,))
+    assert (
+        abs(
+            expected_calibration_error(logits, labels)
+            - MulticlassCalibrationError(7, n_bins=15)(logits, labels)
+        )
+        < 1e-6
+    )
+    assert torch.equal(
+        confusion_matrix(logits, labels), MulticlassConfusionMatrix(7)(logits, labels)
+    )
 
 
-@pytest.mark.parametrize('tau', [1., 4., 20.])
+@pytest.mark.parametrize("tau", [1.0, 4.0, 20.0])
 def test_losses_and_their_gradients_agree_with_torch_in_float64(tau):
     torch.manual_seed(0)
-    s, t, y = (10*torch.randn(64, 9, dtype=torch.float64)).requires_grad_(), 10*torch.randn(64, 9, dtype=torch.float64), torch.randint(9, (64,))
-    ours = .3*hard_loss(s, y).mean() + .7*soft_loss(s, t, tau).mean()
-    theirs = .3*F.cross_entropy(s, y) + .7*tau**2*F.kl_div((s/tau).log_softmax(1), (t/tau).log_softmax(1), log_target=True, reduction='batchmean')
+    s, t, y = (
+        (10 * torch.randn(64, 9, dtype=torch.float64)).requires_grad_(),
+        10 * torch.randn(64, 9, dtype=torch.float64),
+        torch.randint(9, (64,)),
+    )
+    ours = 0.3 * hard_loss(s, y).mean() + 0.7 * soft_loss(s, t, tau).mean()
+    theirs = 0.3 * F.cross_entropy(s, y) + 0.7 * tau**2 * F.kl_div(
+        (s / tau).log_softmax(1), (t / tau).log_softmax(1), log_target=True, reduction="batchmean"
+    )
     assert abs(ours - theirs) < 1e-10
     assert torch.allclose(*(torch.autograd.grad(l, s)[0] for l in (ours, theirs)), atol=1e-13)
-    assert torch.autograd.gradcheck(lambda s: soft_loss(s, t[:4], tau), (s[:4].detach().requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda s: soft_loss(s, t[:4], tau), (s[:4].detach().requires_grad_(),)
+    )
 
 
 class Attention(nn.Module):
     "No convolution, no BatchNorm: patches, self-attention, LayerNorm."
+
     def __init__(self, C=3):
         super().__init__()
-        self.patch, self.qkv, self.norm, self.head = nn.Linear(16, 12), nn.Linear(12, 36), nn.LayerNorm(12), nn.Linear(12, C)
+        self.patch, self.qkv, self.norm, self.head = (
+            nn.Linear(16, 12),
+            nn.Linear(12, 36),
+            nn.LayerNorm(12),
+            nn.Linear(12, C),
+        )
 
     def forward(self, x):
         p = self.patch(x.unfold(2, 4, 4).unfold(3, 4, 4).reshape(len(x), 4, 16))
         q, k, v = self.qkv(p).chunk(3, -1)
-        return self.head(self.norm(p + (q @ k.mT/12**.5).softmax(-1) @ v).mean(1))
+        return self.head(self.norm(p + (q @ k.mT / 12**0.5).softmax(-1) @ v).mean(1))
 
 
 class Encoder(nn.Module):
     "PyTorch's own encoder layer, whose fused attention has neither a forward-mode nor a second derivative."
+
     def __init__(self):
         super().__init__()
-        self.patch, self.body, self.head = nn.Linear(16, 12), nn.TransformerEncoderLayer(12, 2, 24, dropout=.1, batch_first=True), nn.Linear(12, 3)
+        self.patch, self.body, self.head = (
+            nn.Linear(16, 12),
+            nn.TransformerEncoderLayer(12, 2, 24, dropout=0.1, batch_first=True),
+            nn.Linear(12, 3),
+        )
 
-    def forward(self, x): return self.head(self.body(self.patch(x.unfold(2, 4, 4).unfold(3, 4, 4).reshape(len(x), 4, 16))).mean(1))
+    def forward(self, x):
+        return self.head(
+            self.body(self.patch(x.unfold(2, 4, 4).unfold(3, 4, 4).reshape(len(x), 4, 16))).mean(1)
+        )
 
 
 class PlainConv(nn.Sequential):
-    def __init__(self): super().__init__(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.Flatten(), nn.Linear(288, 3))
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.Flatten(), nn.Linear(288, 3)
+        )
 
 
-@pytest.mark.parametrize('teacher,student', [(Attention, PlainConv), (PlainConv, Attention), (PlainConv, Encoder)])
+@pytest.mark.parametrize(
+    "teacher,student", [(Attention, PlainConv), (PlainConv, Attention), (PlainConv, Encoder)]
+)
 def test_any_module_is_teacher_or_student(teacher, student):
-    split, recipe, t = toy_split(), Protocol(epochs=3, batch_size=10, lr=.01), teacher().double()
+    split, recipe, t = toy_split(), Protocol(epochs=3, batch_size=10, lr=0.01), teacher().double()
     students = {}
-    for m in (KD(), BiKD(k=2), BiKD(k=2, estimator='double_backward')):
-        torch.manual_seed(0); net = student().double(); start = [p.clone() for p in net.parameters()]
+    for m in (KD(), BiKD(k=2), BiKD(k=2, estimator="double_backward")):
+        torch.manual_seed(0)
+        net = student().double()
+        start = [p.clone() for p in net.parameters()]
         train(net, m, split, recipe, teacher=t, show=False)
-        students[m.name + getattr(m, 'estimator', '')] = net
+        students[m.name + getattr(m, "estimator", "")] = net
         assert all((p - q).abs().max() > 1e-6 for p, q in zip(net.parameters(), start))
-    far = lambda a, b: max((p - q).abs().max().item() for p, q in zip(students[a].parameters(), students[b].parameters()))
-    assert far('bikdjvp', 'bikddouble_backward') < 1e-10 < 1e-5 < far('bikdjvp', 'kd')
+    far = lambda a, b: max(
+        (p - q).abs().max().item()
+        for p, q in zip(students[a].parameters(), students[b].parameters())
+    )
+    assert far("bikdjvp", "bikddouble_backward") < 1e-10 < 1e-5 < far("bikdjvp", "kd")
 
 
 def test_frozen_parameters_stay_frozen():
     torch.manual_seed(0)
-    student = PlainConv(); student[0].requires_grad_(False)
+    student = PlainConv()
+    student[0].requires_grad_(False)
     before = student[0].weight.clone()
-    train(student, BiKD(k=1), toy_split(), Protocol(epochs=1, batch_size=10, lr=.05), teacher=Attention(), show=False)
+    train(
+        student,
+        BiKD(k=1),
+        toy_split(),
+        Protocol(epochs=1, batch_size=10, lr=0.05),
+        teacher=Attention(),
+        show=False,
+    )
     assert torch.equal(before, student[0].weight)
 
 
-@pytest.mark.parametrize('net', ['resnet8', 'resnet8x4'])
+@pytest.mark.parametrize("net", ["resnet8", "resnet8x4"])
 def test_jvp_equals_double_backward_in_float32_at_the_papers_batch(net):
     torch.manual_seed(0)
     student, phi = create_model(net, 100), WeightNet()
-    x, xv, t = torch.randn(100, 3, 32, 32), torch.randn(100, 3, 32, 32), 3*torch.randn(100, 100)
+    x, xv, t = torch.randn(100, 3, 32, 32), torch.randn(100, 3, 32, 32), 3 * torch.randn(100, 100)
     y, yv = torch.randint(100, (2, 100))
-    a, b = (torch.cat([g.flatten() for g in hypergradient(student, phi, x, y, t, xv, yv, lr=.1, temperature=4., estimator=e)]) for e in ('jvp', 'double_backward'))
-    assert (a - b).norm()/b.norm() < 1e-5
+    a, b = (
+        torch.cat(
+            [
+                g.flatten()
+                for g in hypergradient(
+                    student, phi, x, y, t, xv, yv, lr=0.1, temperature=4.0, estimator=e
+                )
+            ]
+        )
+        for e in ("jvp", "double_backward")
+    )
+    assert (a - b).norm() / b.norm() < 1e-5

@@ -1,4 +1,5 @@
 """What is fast must be equal: the memo to the live teacher, the compiled pass to the plain one; whatever happens to the file."""
+
 import errno, os, shutil, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 
@@ -16,36 +17,47 @@ from bikd.training import train
 @pytest.fixture(autouse=True)
 def one_thread():
     "Small nets are fastest so, also where other work is running; and a memo is for one number of threads."
-    threads = torch.get_num_threads(); torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
 def toy_memo(folder=None, **kw):
     torch.manual_seed(0)
-    net, split = create_model('resnet8', 3, 1).eval(), toy_split(60)
+    net, split = create_model("resnet8", 3, 1).eval(), toy_split(60)
     return Memo(net, Gallery(split.train, split.views, *pixel_stats(split)), 3, folder, **kw)
 
 
 def everything(memo):
-    rows = torch.arange(len(memo.gallery)*memo.gallery.views.n)
-    return memo(rows//memo.gallery.views.n, rows % memo.gallery.views.n)
+    rows = torch.arange(len(memo.gallery) * memo.gallery.views.n)
+    return memo(rows // memo.gallery.views.n, rows % memo.gallery.views.n)
 
 
 def test_students_from_a_memo_and_from_a_live_teacher_leave_equal_records(tmp_path):
     "The real thing: mnist5k's nets, run() as papermill calls it. KD fills the memo, BiKD reads it."
     from processes import record
+
     few = dict(epochs=2)
-    teacher = make_config('mnist5k', 100, 0, 'teacher', 'resnet14', protocol=few)
-    kd, bikd = (make_config('mnist5k', 100, 0, m, protocol=few, teacher_run=teacher.run_id) for m in ('kd', 'bikd'))
-    with_memo, live = tmp_path/'memo', tmp_path/'live'
-    for cfg in (teacher, kd, bikd): last = run(cfg, with_memo, show=False)
-    shutil.copytree(with_memo/teacher.run_id, live/teacher.run_id, ignore=shutil.ignore_patterns('memo'))
-    alone = run(bikd, live, memo_gib=0., show=False)
+    teacher = make_config("mnist5k", 100, 0, "teacher", "resnet14", protocol=few)
+    kd, bikd = (
+        make_config("mnist5k", 100, 0, m, protocol=few, teacher_run=teacher.run_id)
+        for m in ("kd", "bikd")
+    )
+    with_memo, live = tmp_path / "memo", tmp_path / "live"
+    for cfg in (teacher, kd, bikd):
+        last = run(cfg, with_memo, show=False)
+    shutil.copytree(
+        with_memo / teacher.run_id, live / teacher.run_id, ignore=shutil.ignore_patterns("memo")
+    )
+    alone = run(bikd, live, memo_gib=0.0, show=False)
     assert record(with_memo, bikd) == record(live, bikd)
-    assert last.summary['teacher_answers_computed'] == CHUNK                  # the check of the file, nothing else
-    assert alone.summary['teacher_answers_computed'] == 2*sum(alone.summary['n_per_class'])
-    assert not (live/teacher.run_id/'memo').exists() and len(list((with_memo/teacher.run_id/'memo').glob('*.bin'))) == 1
+    assert last.summary["teacher_answers_computed"] == CHUNK  # the check of the file, nothing else
+    assert alone.summary["teacher_answers_computed"] == 2 * sum(alone.summary["n_per_class"])
+    assert (
+        not (live / teacher.run_id / "memo").exists()
+        and len(list((with_memo / teacher.run_id / "memo").glob("*.bin"))) == 1
+    )
 
 
 def test_a_process_killed_while_it_fills_the_memo_leaves_no_wrong_answer(tmp_path):
@@ -59,36 +71,63 @@ def test_a_process_killed_while_it_fills_the_memo_leaves_no_wrong_answer(tmp_pat
             memo.table.map[:] = 0
             for part in torch.randperm(len(memo.gallery)*n).split(20): memo(part//n, part % n)""")
     expected = everything(toy_memo())
-    for wait in (.05, .11, .23):
-        p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
-        assert p.stdout.readline() == 'filling\n'
-        time.sleep(wait); p.send_signal(signal.SIGKILL); p.wait()
+    for wait in (0.05, 0.11, 0.23):
+        p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert p.stdout.readline() == "filling\n"
+        time.sleep(wait)
+        p.send_signal(signal.SIGKILL)
+        p.wait()
         memo = toy_memo(tmp_path)
         assert torch.equal(everything(memo), expected) and memo.table is not None
 
 
 def test_a_full_disk_costs_the_memo_and_nothing_else(tmp_path, monkeypatch):
-    def full(*a): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(os, 'posix_fallocate', full)
-    with pytest.warns(UserWarning, match='No space left on device.*asked live'): memo = toy_memo(tmp_path)
+    def full(*a):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.warns(UserWarning, match="No space left on device.*asked live"):
+        memo = toy_memo(tmp_path)
     assert memo.table is None and torch.equal(everything(memo), everything(toy_memo()))
-    assert [p.name for p in tmp_path.iterdir()] in ([], ['.memo.lock'])
+    assert [p.name for p in tmp_path.iterdir()] in ([], [".memo.lock"])
 
 
 def test_the_limit_falls_back_to_the_live_teacher(tmp_path):
-    with pytest.warns(UserWarning, match='limit is 1e-09 GiB'): memo = toy_memo(tmp_path, limit_gib=1e-9)
+    with pytest.warns(UserWarning, match="limit is 1e-09 GiB"):
+        memo = toy_memo(tmp_path, limit_gib=1e-9)
     assert memo.table is None and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a C++ compiler')
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler",
+)
 def test_a_compiled_run_is_the_same_student_up_to_rounding():
     def net(C=3, width=6, seed=0):
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64*width, C)).double()
+        return nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(64 * width, C),
+        ).double()
+
     def trained(compile):
         student, method = net(), BiKD(k=2)
-        shop, _ = train(student, method, toy_split(), Protocol(epochs=2, batch_size=10, lr=.02), teacher=net(width=8, seed=1), compile=compile, show=False)
-        return shop, torch.cat([p.detach().flatten() for p in (*student.parameters(), *method.weight_net.parameters())])
+        shop, _ = train(
+            student,
+            method,
+            toy_split(),
+            Protocol(epochs=2, batch_size=10, lr=0.02),
+            teacher=net(width=8, seed=1),
+            compile=compile,
+            show=False,
+        )
+        return shop, torch.cat(
+            [p.detach().flatten() for p in (*student.parameters(), *method.weight_net.parameters())]
+        )
+
     (plain, a), (fused, b) = trained(False), trained(True)
     assert plain.push is None and fused.push is not None
-    assert (a - b).norm()/a.norm() < 1e-9
+    assert (a - b).norm() / a.norm() < 1e-9

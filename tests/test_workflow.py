@@ -1,4 +1,5 @@
 """The graph, by the real Snakemake, the real papermill and, where it can be started, a real Slurm."""
+
 import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -7,207 +8,389 @@ import pytest, yaml
 from bikd.graph import read_graph
 from bikd.methods import CONTROLS, TABLE1, get_method
 
-pytest.importorskip('snakemake', reason="the extra `grid` is not installed: pip install -e '.[grid]'")
+pytest.importorskip(
+    "snakemake", reason="the extra `grid` is not installed: pip install -e '.[grid]'"
+)
 ROOT = Path(__file__).parent.parent
-SLURM = ROOT/'tests'/'slurm'/'slurm.sh'
-SMALL = dict(dataset='mnist5k', rho=100, seeds='0', teacher='resnet14', epochs=2)
+SLURM = ROOT / "tests" / "slurm" / "slurm.sh"
+SMALL = dict(dataset="mnist5k", rho=100, seeds="0", teacher="resnet14", epochs=2)
 
 
 def write(folder, *experiments, **more):
-    file = folder/'graph.yaml'
-    file.write_text(yaml.safe_dump(dict(runs_dir=str(folder/'runs'), threads=1, experiments=list(experiments)) | more))
+    file = folder / "graph.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            dict(runs_dir=str(folder / "runs"), threads=1, experiments=list(experiments)) | more
+        )
+    )
     return file
 
 
-def command(file, *args): return [sys.executable, '-m', 'snakemake', *args, '--cores', '2', '--configfile', str(file)]
+def command(file, *args):
+    return [sys.executable, "-m", "snakemake", *args, "--cores", "2", "--configfile", str(file)]
 
 
-def environment(): return {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'CUDA_VISIBLE_DEVICES')} | dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+def environment():
+    return {
+        k: v for k, v in os.environ.items() if k not in ("IN_TEST", "CUDA_VISIBLE_DEVICES")
+    } | dict(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 def snakemake(file, *args, code=0):
-    done = subprocess.run(command(file, *args), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        command(file, *args), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
 
 
 def planned(file, *args):
     "How often each rule would run."
-    return {rule: int(n) for rule, n in re.findall(r'^(\w+) +(\d+)$', snakemake(file, '-n', '--quiet', 'rules', *args), re.M)}
+    return {
+        rule: int(n)
+        for rule, n in re.findall(
+            r"^(\w+) +(\d+)$", snakemake(file, "-n", "--quiet", "rules", *args), re.M
+        )
+    }
 
 
 def records(folder):
     "What must be equal between two ways of running: run -> the bytes of curves and weights."
-    return {p.parent.name: {n: (p.parent/n).read_bytes() for n in ('config.json', 'metrics.csv', 'confusion.csv', 'student.safetensors')} for p in Path(folder).glob('*/summary.json')}
+    return {
+        p.parent.name: {
+            n: (p.parent / n).read_bytes()
+            for n in ("config.json", "metrics.csv", "confusion.csv", "student.safetensors")
+        }
+        for p in Path(folder).glob("*/summary.json")
+    }
 
 
 def test_the_files_of_experiments_name_runs():
-    sizes = {p.stem: len(read_graph(yaml.safe_load(p.read_text())).jobs()) for p in (ROOT/'workflow'/'config').glob('*.yaml')}
-    cifar = read_graph(yaml.safe_load((ROOT/'workflow'/'config'/'cifar.yaml').read_text())).jobs()
-    each = 1 + 3 + len({*TABLE1, *CONTROLS} - {'teacher'}) # teacher, experts, students
-    assert sizes['smoke'] == 8 and sizes['fashion'] == 3*each + 3*5 and sizes['mnist5k'] == 3*3*each and sizes['cifar'] == 2*4*3*each # two datasets, four ρ, three seeds
-    assert all(j.config.protocol.epochs == 120 and j.config.net == ('resnet32x4' if get_method(j.config.method).big else 'resnet8x4') for j in cifar.values())
+    sizes = {
+        p.stem: len(read_graph(yaml.safe_load(p.read_text())).jobs())
+        for p in (ROOT / "workflow" / "config").glob("*.yaml")
+    }
+    cifar = read_graph(
+        yaml.safe_load((ROOT / "workflow" / "config" / "cifar.yaml").read_text())
+    ).jobs()
+    each = 1 + 3 + len({*TABLE1, *CONTROLS} - {"teacher"})  # teacher, experts, students
+    assert (
+        sizes["smoke"] == 8
+        and sizes["fashion"] == 3 * each + 3 * 5
+        and sizes["mnist5k"] == 3 * 3 * each
+        and sizes["cifar"] == 2 * 4 * 3 * each
+    )  # two datasets, four ρ, three seeds
+    assert all(
+        j.config.protocol.epochs == 120
+        and j.config.net == ("resnet32x4" if get_method(j.config.method).big else "resnet8x4")
+        for j in cifar.values()
+    )
 
 
-TABLE = dict(table1=dict(notebook='nbs/table1.ipynb', parameters=dict(runs_dir='{runs_dir}')))
+TABLE = dict(table1=dict(notebook="nbs/table1.ipynb", parameters=dict(runs_dir="{runs_dir}")))
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def local(tmp_path_factory):
     "A finished graph: one seed of teacher, CE, KD and BiKD, two jobs at once."
-    folder = tmp_path_factory.mktemp('graph')
-    file = write(folder, SMALL | dict(methods='ce kd bikd'), reports=TABLE)
+    folder = tmp_path_factory.mktemp("graph")
+    file = write(folder, SMALL | dict(methods="ce kd bikd"), reports=TABLE)
     assert planned(file) == dict(all=1, report=2, train=4, total=7)
     snakemake(file)
     return file
 
 
 def test_a_graph_leaves_records_notebooks_tables_and_their_provenance(local):
-    runs = local.parent/'runs'
-    assert len(records(runs)) == 4 and len(list(runs.glob('*/run_experiment.ipynb'))) == 4
-    for p in [*runs.glob('*/run_experiment.ipynb'), *runs.glob('reports/*.ipynb')]:
-        assert not any(o.get('output_type') == 'error' for c in json.loads(p.read_text())['cells'] for o in c.get('outputs', [])), p
-    assert {p.stem for p in (runs/'reports').glob('*.ipynb')} == {'table1', 'provenance'}
-    page = (runs/'reports'/'provenance.ipynb').read_text()
-    for p in runs.glob('*/summary.json'): assert p.parent.name in page and json.loads(p.read_text())['split_hash'] in page
+    runs = local.parent / "runs"
+    assert len(records(runs)) == 4 and len(list(runs.glob("*/run_experiment.ipynb"))) == 4
+    for p in [*runs.glob("*/run_experiment.ipynb"), *runs.glob("reports/*.ipynb")]:
+        assert not any(
+            o.get("output_type") == "error"
+            for c in json.loads(p.read_text())["cells"]
+            for o in c.get("outputs", [])
+        ), p
+    assert {p.stem for p in (runs / "reports").glob("*.ipynb")} == {"table1", "provenance"}
+    page = (runs / "reports" / "provenance.ipynb").read_text()
+    for p in runs.glob("*/summary.json"):
+        assert p.parent.name in page and json.loads(p.read_text())["split_hash"] in page
 
 
 def test_what_is_done_is_not_done_again(local):
     "Nothing after a run; a touched table alone; a changed experiment alone; a fresh clone with newer notebooks and no memory of earlier runs trains nothing."
     assert planned(local) == {}
-    notebook = ROOT/'nbs'/'table1.ipynb'; was = notebook.stat()
-    os.utime(ROOT/'nbs'/'run_experiment.ipynb'); os.utime(notebook)
+    notebook = ROOT / "nbs" / "table1.ipynb"
+    was = notebook.stat()
+    os.utime(ROOT / "nbs" / "run_experiment.ipynb")
+    os.utime(notebook)
     try:
-        assert 'train' not in planned(local)
-        other = write(local.parent, SMALL | dict(methods='ce bikd'), SMALL | dict(methods='kd', temperature=2.), reports=TABLE)
-        assert planned(other)['train'] == 1
-        copy = local.parent/'copy'; shutil.copytree(local.parent/'runs', copy/'runs')
-        assert 'train' not in planned(write(copy, SMALL | dict(methods='ce kd bikd'), reports=TABLE))
+        assert "train" not in planned(local)
+        other = write(
+            local.parent,
+            SMALL | dict(methods="ce bikd"),
+            SMALL | dict(methods="kd", temperature=2.0),
+            reports=TABLE,
+        )
+        assert planned(other)["train"] == 1
+        copy = local.parent / "copy"
+        shutil.copytree(local.parent / "runs", copy / "runs")
+        assert "train" not in planned(
+            write(copy, SMALL | dict(methods="ce kd bikd"), reports=TABLE)
+        )
     finally:
-        os.utime(notebook, (was.st_atime, was.st_mtime)); write(local.parent, SMALL | dict(methods='ce kd bikd'), reports=TABLE)
+        os.utime(notebook, (was.st_atime, was.st_mtime))
+        write(local.parent, SMALL | dict(methods="ce kd bikd"), reports=TABLE)
 
 
 def wait_for(what, seconds=120):
     until = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < until, 'nothing happened'
-        time.sleep(.1)
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.1)
     return found
 
 
-def pids(*words): # processes whose command line holds all these words
+def pids(
+    *words,  # processes whose command line holds all these words
+):
     found = []
-    for p in Path('/proc').glob('[0-9]*/cmdline'):
-        try: line = p.read_bytes().replace(b'\0', b' ').decode(errors='replace')
-        except OSError: continue
-        if all(w in line for w in words) and int(p.parent.name) != os.getpid(): found.append(int(p.parent.name))
+    for p in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = p.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if all(w in line for w in words) and int(p.parent.name) != os.getpid():
+            found.append(int(p.parent.name))
     return found
 
 
 def one_run(folder):
     "A graph of one run, and the name of its record."
-    file = write(folder, SMALL | dict(methods='ce', epochs=8, seeds='1'))
+    file = write(folder, SMALL | dict(methods="ce", epochs=8, seeds="1"))
     (run,) = read_graph(yaml.safe_load(file.read_text())).jobs()
-    return file, str(folder/'runs'/run/'summary.json')
+    return file, str(folder / "runs" / run / "summary.json")
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('undisturbed'); snakemake(*one_run(folder))
-    return records(folder/'runs')
+    folder = tmp_path_factory.mktemp("undisturbed")
+    snakemake(*one_run(folder))
+    return records(folder / "runs")
 
 
-@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks for processes in /proc')
-@pytest.mark.parametrize('victim', ['snakemake', 'papermill', 'kernel'])
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("victim", ["snakemake", "papermill", "kernel"])
 def test_killed_in_mid_training_it_finishes_the_same_work(tmp_path, undisturbed, victim):
     "A lost job is started once more by itself; after the loss of everything the same command goes on."
-    file, record = one_run(tmp_path); runs = tmp_path/'runs'
-    with subprocess.Popen(command(file, record), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
-        checkpoint = wait_for(lambda: next(runs.glob('*/checkpoint.pt'), None))
-        first = checkpoint.stat().st_mtime_ns; wait_for(lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns != first) # two epochs are done
-        papermill = pids('papermill', str(runs), 'run_experiment'); assert papermill
-        kernels = [int(c) for m in papermill for c in Path(f'/proc/{m}/task/{m}/children').read_text().split()]
-        for pid in dict(snakemake=[p.pid, *papermill, *kernels], papermill=papermill, kernel=[k for k in kernels if 'ipykernel' in Path(f'/proc/{k}/cmdline').read_text()])[victim]:
-            try: os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError: pass
-    assert (p.returncode == 0) == Path(record).exists() == (victim != 'snakemake')
+    file, record = one_run(tmp_path)
+    runs = tmp_path / "runs"
+    with subprocess.Popen(
+        command(file, record),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as p:
+        checkpoint = wait_for(lambda: next(runs.glob("*/checkpoint.pt"), None))
+        first = checkpoint.stat().st_mtime_ns
+        wait_for(
+            lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns != first
+        )  # two epochs are done
+        papermill = pids("papermill", str(runs), "run_experiment")
+        assert papermill
+        kernels = [
+            int(c)
+            for m in papermill
+            for c in Path(f"/proc/{m}/task/{m}/children").read_text().split()
+        ]
+        for pid in dict(
+            snakemake=[p.pid, *papermill, *kernels],
+            papermill=papermill,
+            kernel=[k for k in kernels if "ipykernel" in Path(f"/proc/{k}/cmdline").read_text()],
+        )[victim]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    assert (p.returncode == 0) == Path(record).exists() == (victim != "snakemake")
     snakemake(file, record)
     assert records(runs) == undisturbed
-    assert 'epoch   1/' not in next(runs.glob('*/run_experiment.ipynb')).read_text(), 'it began anew' # progress is shown from the epoch that was resumed
+    assert "epoch   1/" not in next(runs.glob("*/run_experiment.ipynb")).read_text(), (
+        "it began anew"
+    )  # progress is shown from the epoch that was resumed
 
 
 def test_two_at_once_train_a_run_once(tmp_path, undisturbed):
     file, record = one_run(tmp_path)
-    both = [subprocess.Popen(command(file, record), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
-    wait_for(Path(record).exists); first = os.stat(record).st_ino # a second training would put another file in its place
-    assert [p.wait() for p in both] == [0, 0] and records(tmp_path/'runs') == undisturbed and os.stat(record).st_ino == first
+    both = [
+        subprocess.Popen(
+            command(file, record),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    wait_for(Path(record).exists)
+    first = os.stat(record).st_ino  # a second training would put another file in its place
+    assert (
+        [p.wait() for p in both] == [0, 0]
+        and records(tmp_path / "runs") == undisturbed
+        and os.stat(record).st_ino == first
+    )
 
 
-def test_a_full_disk_is_said_and_when_there_is_space_the_same_command_goes_on(tmp_path, undisturbed):
-    file, record = one_run(tmp_path); runs = tmp_path/'runs'; runs.mkdir()
-    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=700k', 'tmpfs', str(runs)], capture_output=True).returncode:
-        pytest.skip('a small disk cannot be made: it takes root and mount')
+def test_a_full_disk_is_said_and_when_there_is_space_the_same_command_goes_on(
+    tmp_path, undisturbed
+):
+    file, record = one_run(tmp_path)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(runs)], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("a small disk cannot be made: it takes root and mount")
     try:
         log = snakemake(file, record, code=1)
-        assert re.search('No space left on device', log + ''.join(p.read_text() for p in runs.glob('*/log.txt'))) and not Path(record).exists()
-        subprocess.run(['mount', '-o', 'remount,size=50m', str(runs)], check=True)
+        assert (
+            re.search(
+                "No space left on device",
+                log + "".join(p.read_text() for p in runs.glob("*/log.txt")),
+            )
+            and not Path(record).exists()
+        )
+        subprocess.run(["mount", "-o", "remount,size=50m", str(runs)], check=True)
         snakemake(file, record)
         assert records(runs) == undisturbed
-    finally: subprocess.run(['umount', str(runs)])
+    finally:
+        subprocess.run(["umount", str(runs)])
 
 
 def test_one_failed_run_does_not_stop_the_others_and_a_table_ends_the_log(tmp_path):
-    file = write(tmp_path, SMALL | dict(methods='ce', epochs=1), SMALL | dict(methods='teacher kd', lr=1e30, epochs=1))
+    file = write(
+        tmp_path,
+        SMALL | dict(methods="ce", epochs=1),
+        SMALL | dict(methods="teacher kd", lr=1e30, epochs=1),
+    )
     log = snakemake(file, code=1)
-    assert len(records(tmp_path/'runs')) == 1
-    end = log[log.index('runs are finished'):]
-    assert '1 of 3 runs' in log and re.search(r'teacher-mnist5k\S+ +NonFiniteLoss: epoch 0', end) and re.search(r'kd-mnist5k\S+ +waits for teacher', end)
+    assert len(records(tmp_path / "runs")) == 1
+    end = log[log.index("runs are finished") :]
+    assert (
+        "1 of 3 runs" in log
+        and re.search(r"teacher-mnist5k\S+ +NonFiniteLoss: epoch 0", end)
+        and re.search(r"kd-mnist5k\S+ +waits for teacher", end)
+    )
 
 
 def test_a_file_that_cannot_be_meant_is_refused_before_anything_starts(tmp_path):
-    for text, experiment in (("dataset='mnist' is unknown", dict(dataset='mnist')), ('rhos', dict(rhos=3)), ('would leave class', dict(rho=10_000))):
+    for text, experiment in (
+        ("dataset='mnist' is unknown", dict(dataset="mnist")),
+        ("rhos", dict(rhos=3)),
+        ("would leave class", dict(rho=10_000)),
+    ):
         assert text in snakemake(write(tmp_path, experiment), code=1)
-    assert not (tmp_path/'runs').exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_each_job_gets_a_gpu_of_its_own(tmp_path):
     "Three jobs, two pretended GPUs: two start at once on different ones, the third waits."
     code = f"import os, time, pathlib; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).write_text(f'{{os.environ[\"CUDA_VISIBLE_DEVICES\"]}} {{time.time()}}'); time.sleep(1.5)"
-    script = [sys.executable, str(ROOT/'workflow'/'scripts'/'one_gpu.py'), '--locks', str(tmp_path/'locks'), '--', sys.executable, '-c', code]
-    jobs = [subprocess.Popen(script, env=environment() | dict(BIKD_GPUS='0,1')) for _ in range(3)]
+    script = [
+        sys.executable,
+        str(ROOT / "workflow" / "scripts" / "one_gpu.py"),
+        "--locks",
+        str(tmp_path / "locks"),
+        "--",
+        sys.executable,
+        "-c",
+        code,
+    ]
+    jobs = [subprocess.Popen(script, env=environment() | dict(BIKD_GPUS="0,1")) for _ in range(3)]
     assert [j.wait() for j in jobs] == [0, 0, 0]
-    seen = sorted((float(t), gpu) for gpu, t in (p.read_text().split() for p in tmp_path.iterdir() if p.is_file()))
-    assert {seen[0][1], seen[1][1]} == {'0', '1'} and seen[2][0] - seen[0][0] > 1.4
-    chosen = subprocess.run(script[:4] + ['--', sys.executable, '-c', 'import os; print(os.environ["CUDA_VISIBLE_DEVICES"])'], env=environment() | dict(CUDA_VISIBLE_DEVICES='7'), capture_output=True, text=True)
-    assert chosen.stdout == '7\n' # the scheduler's choice stands
+    seen = sorted(
+        (float(t), gpu)
+        for gpu, t in (p.read_text().split() for p in tmp_path.iterdir() if p.is_file())
+    )
+    assert {seen[0][1], seen[1][1]} == {"0", "1"} and seen[2][0] - seen[0][0] > 1.4
+    chosen = subprocess.run(
+        script[:4]
+        + ["--", sys.executable, "-c", 'import os; print(os.environ["CUDA_VISIBLE_DEVICES"])'],
+        env=environment() | dict(CUDA_VISIBLE_DEVICES="7"),
+        capture_output=True,
+        text=True,
+    )
+    assert chosen.stdout == "7\n"  # the scheduler's choice stands
 
 
 @pytest.fixture
 def slurm(tmp_path):
-    if os.geteuid() or not (shutil.which('slurmctld') and shutil.which('munged')):
-        pytest.skip('Slurm cannot be started: it takes root and Debian\'s packages slurm-wlm and munge')
-    if Path('/etc/slurm/slurm.conf').exists() and not Path('/etc/slurm/slurm.conf').is_symlink(): pytest.skip('this machine has a Slurm of its own')
-    up = subprocess.run([str(SLURM), 'start', str(tmp_path/'slurm')], capture_output=True, text=True)
+    if os.geteuid() or not (shutil.which("slurmctld") and shutil.which("munged")):
+        pytest.skip(
+            "Slurm cannot be started: it takes root and Debian's packages slurm-wlm and munge"
+        )
+    if Path("/etc/slurm/slurm.conf").exists() and not Path("/etc/slurm/slurm.conf").is_symlink():
+        pytest.skip("this machine has a Slurm of its own")
+    up = subprocess.run(
+        [str(SLURM), "start", str(tmp_path / "slurm")], capture_output=True, text=True
+    )
     try:
-        if up.returncode: pytest.skip(f'Slurm did not start: {up.stderr[-500:]}')
+        if up.returncode:
+            pytest.skip(f"Slurm did not start: {up.stderr[-500:]}")
         yield tmp_path
-    finally: subprocess.run([str(SLURM), 'stop', str(tmp_path/'slurm')])
+    finally:
+        subprocess.run([str(SLURM), "stop", str(tmp_path / "slurm")])
 
 
-BY_SLURM = ('--profile', 'workflow/profiles/slurm', '--slurm-status-command', 'squeue', '--slurm-no-account', '--latency-wait', '10', '--seconds-between-status-checks', '2', '--slurm-init-seconds-before-status-checks', '3', '--slurm-no-requeue')
+BY_SLURM = (
+    "--profile",
+    "workflow/profiles/slurm",
+    "--slurm-status-command",
+    "squeue",
+    "--slurm-no-account",
+    "--latency-wait",
+    "10",
+    "--seconds-between-status-checks",
+    "2",
+    "--slurm-init-seconds-before-status-checks",
+    "3",
+    "--slurm-no-requeue",
+)
 
 
 def test_a_real_slurm_leaves_the_records_that_the_local_executor_leaves(slurm, local, undisturbed):
     "And a node that vanishes in mid-training loses nothing."
-    file = write(slurm, SMALL | dict(methods='bikd'), reports=TABLE, mem_mb=3000) # a teacher and its student
+    file = write(
+        slurm, SMALL | dict(methods="bikd"), reports=TABLE, mem_mb=3000
+    )  # a teacher and its student
     log = snakemake(file, *BY_SLURM)
-    assert len(re.findall(r'submitted with SLURM jobid', log, re.I)) == 2
-    here, there = records(slurm/'runs'), records(local.parent/'runs'); assert len(here) == 2 and here == {run: there[run] for run in here}
-    again = slurm/'again'; again.mkdir(); file, record = one_run(again)
-    with subprocess.Popen(command(file, record, *BY_SLURM), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
-        wait_for(lambda: next((again/'runs').glob('*/checkpoint.pt'), None))
-        node = subprocess.run(['sinfo', '-h', '-o', '%n'], capture_output=True, text=True, check=True).stdout.strip()
-        set_node = lambda state: subprocess.run(['scontrol', 'update', f'NodeName={node}', f'State={state}', 'Reason=test'], capture_output=True).returncode
-        assert set_node('DOWN') == 0; time.sleep(2); set_node('RESUME') # unless it has come back by itself
-    assert p.returncode == 0 and records(again/'runs') == undisturbed
-    assert 'epoch   1/' not in next((again/'runs').glob('*/run_experiment.ipynb')).read_text()
+    assert len(re.findall(r"submitted with SLURM jobid", log, re.I)) == 2
+    here, there = records(slurm / "runs"), records(local.parent / "runs")
+    assert len(here) == 2 and here == {run: there[run] for run in here}
+    again = slurm / "again"
+    again.mkdir()
+    file, record = one_run(again)
+    with subprocess.Popen(
+        command(file, record, *BY_SLURM),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as p:
+        wait_for(lambda: next((again / "runs").glob("*/checkpoint.pt"), None))
+        node = subprocess.run(
+            ["sinfo", "-h", "-o", "%n"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        set_node = lambda state: (
+            subprocess.run(
+                ["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"],
+                capture_output=True,
+            ).returncode
+        )
+        assert set_node("DOWN") == 0
+        time.sleep(2)
+        set_node("RESUME")  # unless it has come back by itself
+    assert p.returncode == 0 and records(again / "runs") == undisturbed
+    assert "epoch   1/" not in next((again / "runs").glob("*/run_experiment.ipynb")).read_text()

@@ -1,15 +1,40 @@
 """A short version of what tests/faults/harness.py does a hundred times; and the record of that."""
+
 import json, subprocess, sys
 
 
 def test_three_kills_leave_no_trace(root):
-    done = subprocess.run([sys.executable, str(root/'tests/faults/harness.py'), '--kills', '3', '--seed', '7', '--methods', 'bikd', '--kinds', 'checkpoint', 'record', 'memo'], capture_output=True, text=True)
-    assert done.returncode == 0 and '3 of 3 records are bit-identical' in done.stdout, done.stdout + done.stderr
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(root / "tests/faults/harness.py"),
+            "--kills",
+            "3",
+            "--seed",
+            "7",
+            "--methods",
+            "bikd",
+            "--kinds",
+            "checkpoint",
+            "record",
+            "memo",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "3 of 3 records are bit-identical" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert done.stdout.count('"killed": true') == 3
 
 
 def test_the_long_run_on_record_lost_nothing(root):
-    record = json.loads((root/'tests/faults/kills.json').read_text()); rows = record['rows']
-    assert record['kills'] == record['identical'] == record['killed'] == len(rows) == 100 and all(r['identical'] and r['killed'] for r in rows)
-    assert {r['method'] for r in rows} == {'ce', 'kd', 'bikd', 'lfme'} and {r['kind'] for r in rows} == {'step', 'checkpoint', 'record', 'memo', 'clock'}
-    assert not record['environment']['git_dirty']
+    record = json.loads((root / "tests/faults/kills.json").read_text())
+    rows = record["rows"]
+    assert record["kills"] == record["identical"] == record["killed"] == len(rows) == 100 and all(
+        r["identical"] and r["killed"] for r in rows
+    )
+    assert {r["method"] for r in rows} == {"ce", "kd", "bikd", "lfme"} and {
+        r["kind"] for r in rows
+    } == {"step", "checkpoint", "record", "memo", "clock"}
+    assert not record["environment"]["git_dirty"]

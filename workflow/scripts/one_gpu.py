@@ -5,6 +5,7 @@
 Snakemake counts GPUs on one machine but does not say which one a job may use. This takes the first that nobody holds (a lock file each, freed by the
 system when the holder dies) and tells the command by CUDA_VISIBLE_DEVICES. Where a scheduler has chosen already, and for jobs without a GPU, it only runs the command.
 """
+
 import argparse, os, subprocess, sys, time
 from pathlib import Path
 
@@ -13,28 +14,43 @@ from filelock import FileLock, Timeout
 
 def visible() -> list[str]:
     "The GPUs of this machine, as CUDA_VISIBLE_DEVICES calls them."
-    if 'BIKD_GPUS' in os.environ: return os.environ['BIKD_GPUS'].split(',')
+    if "BIKD_GPUS" in os.environ:
+        return os.environ["BIKD_GPUS"].split(",")
     import torch
+
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--gpus', type=int, choices=(0, 1), default=1)
-    parser.add_argument('--locks', type=Path, default=Path('.'), help='folder of the lock files, the same for all jobs of a machine')
-    parser.add_argument('command', nargs='+')
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gpus", type=int, choices=(0, 1), default=1)
+    parser.add_argument(
+        "--locks",
+        type=Path,
+        default=Path("."),
+        help="folder of the lock files, the same for all jobs of a machine",
+    )
+    parser.add_argument("command", nargs="+")
     args = parser.parse_args()
-    if not args.gpus or 'CUDA_VISIBLE_DEVICES' in os.environ: return subprocess.call(args.command)
+    if not args.gpus or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return subprocess.call(args.command)
     gpus = visible()
-    if not gpus: sys.exit("this job needs a GPU, and PyTorch finds none; set `device: cpu` in the file of experiments.")
+    if not gpus:
+        sys.exit(
+            "this job needs a GPU, and PyTorch finds none; set `device: cpu` in the file of experiments."
+        )
     args.locks.mkdir(parents=True, exist_ok=True)
     while True:
         for gpu in gpus:
             try:
-                with FileLock(args.locks/f'.{os.uname().nodename}-gpu{gpu}.lock', timeout=0):
-                    return subprocess.call(args.command, env=os.environ | dict(CUDA_VISIBLE_DEVICES=gpu))
-            except Timeout: pass
+                with FileLock(args.locks / f".{os.uname().nodename}-gpu{gpu}.lock", timeout=0):
+                    return subprocess.call(
+                        args.command, env=os.environ | dict(CUDA_VISIBLE_DEVICES=gpu)
+                    )
+            except Timeout:
+                pass
         time.sleep(1)
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
