@@ -6,7 +6,9 @@
 __all__ = ['gradient', 'class_alignment', 'plot_alignment']
 
 # %% ../nbs/15_alignment.ipynb #8460b460
-import matplotlib.pyplot as plt, pandas as pd, torch
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 

@@ -10,7 +10,8 @@ __all__ = ['log_prior', 'Priors', 'BalancedSoftmax', 'TeacherBSCE', 'effective_w
 from dataclasses import replace
 from typing import Literal
 
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
@@ -245,14 +246,18 @@ class LTKD(Distillation):
         log_s, log_t = (
             F.log_softmax(z / self.temperature, 1) for z in (step.logits, step.teacher_logits)
         )
-        inside = lambda z: torch.stack(
-            [z[:, g].logsumexp(1) for g in self._groups], 1
-        )  # log b, `(B, 3)`
+
+        def inside(z):
+            return torch.stack([z[:, g].logsumexp(1) for g in self._groups], 1)  # log b, `(B, 3)`
+
         mass_s, mass_t = inside(log_s), inside(log_t)
         fair = F.log_softmax(
             mass_t - mass_t.logsumexp(0), 1
         )  # b / mean of b over the batch, normalised
-        kl = lambda p, q: (p.exp() * (p - q)).sum(1)
+
+        def kl(p, q):
+            return (p.exp() * (p - q)).sum(1)
+
         within = sum(
             kl(F.log_softmax(log_t[:, g], 1), F.log_softmax(log_s[:, g], 1)) for g in self._groups
         )

@@ -7,11 +7,18 @@ __all__ = ['STEP_PARTS', 'FLOOR', 'paired', 'ratio', 'shares', 'made_up', 'our_l
            'unrolled', 'by_higher', 'by_torchopt', 'peak_mib', 'hold']
 
 # %% ../nbs/10_bench.ipynb #37f5f686
-import gc, json, os, subprocess, sys, time
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
-import pandas as pd, torch, torch.nn.functional as F
+import pandas as pd
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -121,10 +128,13 @@ def made_up(
 ) -> Split:  # of random pixels
     "A split to be timed, not to be learned."
     g = torch.Generator().manual_seed(0)
-    images = lambda n: Images(
-        torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=g),
-        torch.arange(n) % n_classes,
-    )
+
+    def images(n):
+        return Images(
+            torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=g),
+            torch.arange(n) % n_classes,
+        )
+
     return Split(
         "made up",
         1.0,
@@ -318,9 +328,12 @@ def _watch(make: str, steps: int, kwargs: dict) -> float:
         for _ in range(steps):
             work()
         return (torch.cuda.max_memory_allocated() - rest) / 2**20
-    status = lambda key: (
-        int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) / 1024
-    )
+
+    def status(key):
+        return (
+            int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) / 1024
+        )
+
     rest = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     for _ in range(steps):

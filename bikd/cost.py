@@ -6,10 +6,12 @@
 __all__ = ['new_answers', 'Rates', 'kind', 'measure', 'sizes', 'predict', 'wall_clock', 'compare']
 
 # %% ../nbs/12_cost.ipynb #d5403be7
-import math, tempfile
+import math
+import tempfile
 from dataclasses import dataclass
 
-import pandas as pd, torch
+import pandas as pd
+import torch
 
 from .bench import made_up, paired
 from .data import Images, Split, Views, get_source, long_tailed_counts
@@ -77,9 +79,10 @@ def measure(
         source.size,
         source.channels,
     )
-    net = lambda c: create_model(
-        c.net, c.make_method().see(images).n_classes, source.channels, seed=0
-    )
+
+    def net(c):
+        return create_model(c.net, c.make_method().see(images).n_classes, source.channels, seed=0)
+
     teachers = [net(jobs[i].config) for i in job.needs]
     teacher = c.make_method().join(teachers, images) if teachers else None
     with tempfile.TemporaryDirectory() as memo:

@@ -10,15 +10,23 @@ __all__ = ['MNIST5K_SHA256', 'FASHION_SHA256', 'CIFAR10_CLASSES', 'CIFAR10_JPEG_
            'protocol_card', 'toy_split']
 
 # %% ../nbs/00_data.ipynb #d188ba7c
-import gzip, hashlib, itertools, math, os, shutil, zlib
+import gzip
+import hashlib
+import itertools
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
@@ -154,7 +162,10 @@ def data_home(
 
 def _torchvision(factory, root: Path, name: str, files: str, fetch: Callable):
     "Build `factory(root, train)` for train and test, from local files if they are whole, else after `fetch()`."
-    both = lambda: [factory(root, train=t, download=False) for t in (True, False)]
+
+    def both():
+        return [factory(root, train=t, download=False) for t in (True, False)]
+
     try:
         try:
             return both()
@@ -249,9 +260,10 @@ def load_fashion_mnist(
 ) -> tuple[Images, Images]:  # pool (60,000), test (10,000)
     "Fashion-MNIST from local IDX files, else through torchvision's download; contents checked by SHA-256."
     root = data_home(data_dir)
-    whole = lambda folder: all(
-        (folder / n).exists() or (folder / f"{n}.gz").exists() for n in FASHION_SHA256
-    )
+
+    def whole(folder):
+        return all((folder / n).exists() or (folder / f"{n}.gz").exists() for n in FASHION_SHA256)
+
     folder = next((f for f in (root, root / "FashionMNIST" / "raw") if whole(f)), None)
     if folder is None:
         from torchvision.datasets import FashionMNIST
@@ -264,10 +276,13 @@ def load_fashion_mnist(
             lambda: _fetch_fashion(root),
         )
         folder = root / "FashionMNIST" / "raw"
-    read = lambda part: Images(
-        _read_idx(folder, f"{part}-images-idx3-ubyte")[:, None],
-        _read_idx(folder, f"{part}-labels-idx1-ubyte").long(),
-    )
+
+    def read(part):
+        return Images(
+            _read_idx(folder, f"{part}-images-idx3-ubyte")[:, None],
+            _read_idx(folder, f"{part}-labels-idx1-ubyte").long(),
+        )
+
     return read("train"), read("t10k")
 
 # %% ../nbs/00_data.ipynb #ae02f0be

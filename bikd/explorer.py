@@ -9,7 +9,11 @@ __all__ = ['AXES', 'RunView', 'Panel', 'Explorer', 'explorable']
 from functools import lru_cache
 from pathlib import Path
 
-import anywidget, ipywidgets as W, numpy as np, torch, traitlets
+import anywidget
+import ipywidgets as W
+import numpy as np
+import torch
+import traitlets
 
 from .basics import PlainError
 from .data import load_split
@@ -96,7 +100,10 @@ class RunView:
         i: int,
     ) -> dict:  # plain values
         "What is known about training image i."
-        numbers = lambda v: [None if np.isnan(x) else round(float(x), 4) for x in v]
+
+        def numbers(v):
+            return [None if np.isnan(x) else round(float(x), 4) for x in v]
+
         c = int(self.labels[i])
         return dict(
             title=f"training image {i}: class {c}, one of {self.n_per_class[c]}",

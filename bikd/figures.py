@@ -9,9 +9,13 @@ __all__ = ['KINDS', 'VERDICTS', 'draw_diagram', 'figure1', 'figure2', 'sample_ta
            'plot_weights_over_training', 'plot_surfaces', 'alarms', 'pick_runs']
 
 # %% ../nbs/14_figures.ipynb #0d46006d
-import math, textwrap
+import math
+import textwrap
 
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -101,7 +105,10 @@ def draw_diagram(
 def figure1() -> Figure:
     "Online optimization (k = 1) and accumulated hypergradients (k = 3), Eqs. 3-5."
     at, loss = (1.0, 3.7, 6.4, 9.1), r"$\mathcal{L}_{\mathrm{val}}$"
-    name = lambda letter, i: f"${letter}^{{(t{f'+{i}' if i else ''})}}$"
+
+    def name(letter, i):
+        return f"${letter}^{{(t{f'+{i}' if i else ''})}}$"
+
     walk = {f"s{i}": (x, 1.25, name(r"\theta", i), "student") for i, x in enumerate(at)}
     for i, x in enumerate(at[:3]):
         walk |= {
@@ -326,7 +333,10 @@ def figure3_claims(
             large & (t.ce_student > t.ce_student.median()),
         )
         for w in ("hard", "soft"):
-            mean = lambda which: t.loc[which, f"w_{w}"].mean()
+
+            def mean(which):
+                return t.loc[which, f"w_{w}"].mean()
+
             values.setdefault(
                 f"samples with small losses get smaller {w} weights: mean weight where both losses are above their medians, minus where both are below",
                 [],
@@ -358,14 +368,17 @@ def inner_steps(
     key: str = "test_acc_pct_last",  # of `summary.json`
 ) -> pd.DataFrame:  # columns k, seed, accuracy
     "Accuracy by k, of runs that differ from the most common settings in k alone."
-    rest = lambda r: str(
-        (
-            {f: v for f, v in r.config.settings.items() if f != "k"},
-            r.config.protocol,
-            r.config.n_val,
-            r.config.net,
+
+    def rest(r):
+        return str(
+            (
+                {f: v for f, v in r.config.settings.items() if f != "k"},
+                r.config.protocol,
+                r.config.n_val,
+                r.config.net,
+            )
         )
-    )
+
     runs = list(runs)
     kinds = [rest(r) for r in runs]
     most = max(sorted(set(kinds)), key=kinds.count) if kinds else None
@@ -437,9 +450,15 @@ def figure4_claims(
 ) -> pd.DataFrame:  # claim, measured, verdict
     "Does BiKD raise the tail and keep the head, and is k = 5 ahead of every other k?"
     head, tail = head_and_tail(bikd[0].summary["n_per_class"])
-    acc = lambda runs, classes: pd.Series(
-        {r.config.seed: np.mean([r.summary["per_class_acc_pct"][c] for c in classes]) for r in runs}
-    )
+
+    def acc(runs, classes):
+        return pd.Series(
+            {
+                r.config.seed: np.mean([r.summary["per_class_acc_pct"][c] for c in classes])
+                for r in runs
+            }
+        )
+
     out = [
         claim(says, (acc(bikd, cs) - acc(kd, cs)).dropna())
         for says, cs in (

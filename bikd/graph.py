@@ -6,7 +6,8 @@
 __all__ = ['Job', 'GraphError', 'Report', 'Graph', 'read_graph', 'why', 'failures', 'provenance']
 
 # %% ../nbs/11_graph.ipynb #f604b26d
-import itertools, json
+import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,12 +124,15 @@ def _jobs(experiment: dict, graph: Graph) -> list[Job]:
         raise GraphError(f"experiment {experiment}: {one_line(e)}") from None
     except (ValueError, OSError) as e:
         raise GraphError(f"experiment {experiment}: {e}") from None
-    one = lambda c: (
-        {k: v for k, v in experiment.items() if k != "change" and _means_something(k, c.method)}
-        | _change(experiment, c.method)
-        | dict(methods=c.method, seeds=c.seed)
-        | place
-    )
+
+    def one(c):
+        return (
+            {k: v for k, v in experiment.items() if k != "change" and _means_something(k, c.method)}
+            | _change(experiment, c.method)
+            | dict(methods=c.method, seeds=c.seed)
+            | place
+        )
+
     return [
         Job(c, one(c) | ({} if graph.device == "cpu" else dict(device=graph.device)))
         for c in plan.configs

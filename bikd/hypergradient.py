@@ -8,10 +8,11 @@ __all__ = ['FORWARD_MODE', 'ESTIMATORS', 'trainable', 'Noise', 'trial', 'jvp', '
 
 # %% ../nbs/04_hypergradient.ipynb #748d19a4
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from typing import Callable
 
-import torch, torch.autograd.forward_ad as fwAD
+import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -211,13 +212,19 @@ def hypergradient(
             f"student, weight net, images and teacher logits have dtypes {', '.join(sorted(map(str, kinds)))}: one was expected for all."
         )
     noise = Noise(x.device)
-    both = lambda logits: torch.stack(
-        [hard_loss(logits, y), soft_loss(logits, teacher_logits, temperature)], 1
-    )
+
+    def both(logits):
+        return torch.stack(
+            [hard_loss(logits, y), soft_loss(logits, teacher_logits, temperature)], 1
+        )
+
     theta = {n: p.requires_grad_() for n, p in trainable(student).items()}
     low = FORWARD_MODE.get(estimator)
     tape = Tape(low) if estimator in FORWARD_MODE else None
-    losses = lambda params: both(trial(student, params, x, noise, tape))
+
+    def losses(params):
+        return both(trial(student, params, x, noise, tape))
+
     with tape or nullcontext():
         now = both(trial(student, theta, x, noise))
     w = weight_net(torch.stack([hard_loss(teacher_logits, y), now[:, 0]], 1).detach())

@@ -10,10 +10,11 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch

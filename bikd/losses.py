@@ -8,7 +8,8 @@ __all__ = ['hard_loss', 'soft_loss']
 # %% ../nbs/02_losses.ipynb #dc237038
 from numbers import Real
 
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/02_losses.ipynb #32ed0d8f

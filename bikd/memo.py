@@ -6,10 +6,15 @@
 __all__ = ['CHUNK', 'Table', 'fingerprint', 'identity', 'answer', 'Memo']
 
 # %% ../nbs/05a_memo.ipynb #e1b0af27
-import hashlib, json, os, time, warnings
+import hashlib
+import json
+import os
+import time
+import warnings
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
@@ -168,7 +173,10 @@ def answer(
     views: Tensor,
 ) -> Tensor:  # logits `(m, C)`
     "Ask the teacher, in batches of `CHUNK`, the last one filled up."
-    fill = lambda t: torch.cat([t, t[-1:].expand(CHUNK - len(t))])
+
+    def fill(t):
+        return torch.cat([t, t[-1:].expand(CHUNK - len(t))])
+
     return torch.cat(
         [
             teacher(gallery(fill(i), fill(v)))[: len(i)]

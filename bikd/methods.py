@@ -8,10 +8,14 @@ __all__ = ['METHODS', 'TABLE1', 'CONTROLS', 'PRESETS', 'DIFFERENCES', 'Step', 'S
            'register', 'get_method', 'methods_named', 'rank', 'Protocol', 'preset']
 
 # %% ../nbs/05_methods.ipynb #72b004d2
-import copy, functools, hashlib, inspect
+import copy
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Callable, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
@@ -98,9 +102,9 @@ class Method(BaseModel):
         def refuse(what, remedy):
             raise ValueError(f"method {self.name!r} needs {what}. {remedy}")
 
-        empty = lambda images: (
-            (images.labels.bincount(minlength=split.n_classes) == 0).nonzero()[:, 0].tolist()
-        )
+        def empty(images):
+            return (images.labels.bincount(minlength=split.n_classes) == 0).nonzero()[:, 0].tolist()
+
         if unknown := self.needs - {"counts", "groups"}:
             raise ValueError(
                 f"needs={set(self.needs)}: {unknown.pop()!r} is unknown; there are 'counts' and 'groups', and from_val for validation images."
@@ -182,9 +186,12 @@ def own_code(
         for c in cls.__mro__
         if c.__module__.partition(".")[0] not in ("bikd", "pydantic", "builtins", "typing", "abc")
     ]
-    unwrap = lambda f: (
-        getattr(f, "fget", None) or getattr(f, "func", None) or getattr(f, "__func__", f)
-    )  # of a property, a cached one, a class method
+
+    def unwrap(f):
+        return (
+            getattr(f, "fget", None) or getattr(f, "func", None) or getattr(f, "__func__", f)
+        )  # of a property, a cached one, a class method
+
     functions = [
         f
         for c in classes
@@ -626,7 +633,10 @@ def preset(
     if name not in PRESETS:
         raise ValueError(f"preset={name!r} is unknown; there are: {', '.join(PRESETS)}.")
     cls = get_method(method)
-    own = lambda table: table.get(name, table.get(name.removesuffix("-cifar10"), {}))
+
+    def own(table):
+        return table.get(name, table.get(name.removesuffix("-cifar10"), {}))
+
     return cls(**own(cls.presets) | (settings or {})), Protocol(
         **PRESETS[name] | own(cls.recipes) | (protocol or {})
     )

@@ -6,7 +6,10 @@
 __all__ = ['DEPTHS', 'BasicBlock', 'CifarResNet', 'check_model', 'create_model', 'check_logits', 'count_params', 'count_macs']
 
 # %% ../nbs/01_models.ipynb #47774d2a
-import copy, importlib, inspect, re
+import copy
+import importlib
+import inspect
+import re
 
 import torch
 from torch import Tensor, nn

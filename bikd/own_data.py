@@ -8,7 +8,9 @@ __all__ = ['as_images', 'hold_out', 'Distilled', 'distill']
 # %% ../nbs/09_own_data.ipynb #d6e6206e
 from dataclasses import dataclass
 
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from torch import nn
 
 from .basics import generator
@@ -65,9 +67,10 @@ def hold_out(
             f"{per_class} validation images of each class cannot be set aside: class {n.argmin().item()} has {n.min().item()} in all and must keep one. "
             "Give a val_per_class that fits, or balanced images of your own as val_images and val_labels."
         )
-    shuffled = lambda ids, c: ids[
-        torch.randperm(len(ids), generator=generator(seed, "hold out", c))
-    ]
+
+    def shuffled(ids, c):
+        return ids[torch.randperm(len(ids), generator=generator(seed, "hold out", c))]
+
     out = torch.cat(
         [shuffled(torch.nonzero(images.labels == c)[:, 0], c)[:per_class] for c in range(len(n))]
     )

@@ -12,11 +12,14 @@ import io
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd, torch
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from .runs import GROUPS, Run, shot_groups
 from .basics import atomic_write, make_folder
+from .runs import GROUPS, Run, shot_groups
 from .weight_net import weight_surface
 
 # %% ../nbs/08_report.ipynb #4ab81065
@@ -174,12 +177,15 @@ def alike(
     runs,  # `Run`s that are to be averaged
 ) -> list[Run]:  # in order of seeds
     "The same runs, if they, and their teachers where these lie beside them, differ in nothing but their seeds and what follows from them; `ValueError` otherwise."
-    seedless = lambda r: (
-        r.config.model_copy(
-            update=dict(seed=0, teacher_run=None, expert_runs=())
-        ).model_dump_json(),
-        r.summary.get("method_code"),
-    )
+
+    def seedless(r):
+        return (
+            r.config.model_copy(
+                update=dict(seed=0, teacher_run=None, expert_runs=())
+            ).model_dump_json(),
+            r.summary.get("method_code"),
+        )
+
     settings, teachers = (
         {seedless(r) for r in runs},
         {tuple(map(seedless, r.teachers)) for r in runs if r.teachers},
@@ -303,9 +309,12 @@ def paired_difference(
     key: str = "test_acc_pct_last",  # of `summary.json`
 ) -> pd.Series:  # a minus b, indexed by seed
     "Difference of two methods, seed by seed; seeds that only one of them has are left out. `ValueError` for runs that are not `alike`."
-    value = lambda m: pd.Series(
-        {r.config.seed: r.summary[key] for r in alike(by_method(runs).get(m, []))}, dtype=float
-    )
+
+    def value(m):
+        return pd.Series(
+            {r.config.seed: r.summary[key] for r in alike(by_method(runs).get(m, []))}, dtype=float
+        )
+
     return (value(a) - value(b)).dropna().rename(f"{a} - {b}")
 
 # %% ../nbs/08_report.ipynb #ccac99d5

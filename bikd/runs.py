@@ -10,16 +10,27 @@ __all__ = ['GROUPS', 'SUMS', 'SETTINGS', 'RunConfig', 'make_config', 'one_line',
            'check_parameters']
 
 # %% ../nbs/07_runs.ipynb #155798f0
-import ast, difflib, hashlib, io, json, math, os, platform, shutil, subprocess, time
+import ast
+import difflib
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd, torch
+import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import load, save
@@ -168,7 +179,10 @@ def one_line(
     "What was given and what is allowed, for each field that is wrong."
     if not isinstance(e, ValidationError):
         return str(e)
-    said = lambda x: f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: " if x["loc"] else ""
+
+    def said(x):
+        return f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: " if x["loc"] else ""
+
     return "; ".join(said(x) + x["msg"].removeprefix("Value error, ") for x in e.errors())
 
 # %% ../nbs/07_runs.ipynb #a9cf2c28
@@ -510,9 +524,16 @@ class Run(Sealed):
 # %% ../nbs/07_runs.ipynb #835335b1
 def _write_record(folder: Path, cfg: RunConfig, split: Split, shop: Workshop, progress: Progress):
     "All files of a finished run, each whole or absent, `summary.json` last."
-    text = lambda name, s: atomic_write(folder / name, s)
-    dump = lambda name, d: text(name, json.dumps(d, indent=1, allow_nan=False))
-    table = lambda name, df: text(name, df.to_csv(index=False))
+
+    def text(name, s):
+        return atomic_write(folder / name, s)
+
+    def dump(name, d):
+        return text(name, json.dumps(d, indent=1, allow_nan=False))
+
+    def table(name, df):
+        return text(name, df.to_csv(index=False))
+
     method, seen = (
         shop.method,
         shop.split,
@@ -543,9 +564,12 @@ def _write_record(folder: Path, cfg: RunConfig, split: Split, shop: Workshop, pr
         | dict(finished_at=_now())
         | (dict(places=progress.places) if len(progress.places) > 1 else {}),
     )
-    tensors = lambda name, ts: atomic_write(
-        folder / name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()})
-    )
+
+    def tensors(name, ts):
+        return atomic_write(
+            folder / name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()})
+        )
+
     tensors("student.safetensors", shop.student.state_dict())
     if hasattr(method, "weight_net"):
         tensors("weight_net.safetensors", method.weight_net.state_dict())
@@ -816,7 +840,10 @@ def load_runs(
     # a row per finished run: `summary.json`, then the config's protocol and settings
 ) -> pd.DataFrame:
     "All finished runs below a folder. Columns as in `summary.json`, plus `protocol.*`, `settings.*` and `folder`."
-    flat = lambda name, d: {f"{name}.{k}": v for k, v in d.items()}
+
+    def flat(name, d):
+        return {f"{name}.{k}": v for k, v in d.items()}
+
     return pd.DataFrame(
         [
             r.summary
@@ -1067,15 +1094,18 @@ def make_plan(p: Parameters) -> Plan:
         [],
     )  # a teacher sees pixels scaled as its students do
     for seed in dict.fromkeys(map(int, seeds)):
-        big = lambda m: make_config(
-            p.dataset,
-            p.rho,
-            seed,
-            m,
-            p.teacher,
-            protocol=given | dict(normalisation=scaling),
-            n_val=p.n_val,
-        )
+
+        def big(m):
+            return make_config(
+                p.dataset,
+                p.rho,
+                seed,
+                m,
+                p.teacher,
+                protocol=given | dict(normalisation=scaling),
+                n_val=p.n_val,
+            )
+
         teachers, students = [big(m) for m in methods if get_method(m).big], []
         for m in methods:
             if get_method(m).big:

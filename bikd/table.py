@@ -7,11 +7,13 @@ __all__ = ['PAPER', 'paper_value', 'Interval', 'interval', 'choose', 'cell', 'ce
            'pairs', 'inflation', 'changed', 'effects', 'of_seeds', 'find_cells']
 
 # %% ../nbs/13_table.ipynb #1ebf037d
-import io, json
+import io
+import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.stats import t as student_t
 
 from .methods import rank
@@ -301,9 +303,12 @@ def inflation(
             s = [r.summary for r in choose(runs, d, rho, m)]
             if not s:
                 continue
-            gain = lambda key: pd.Series(
-                [x[key] - x["test_acc_pct_last"] for x in s if x[key] is not None], dtype=float
-            ).mean()
+
+            def gain(key):
+                return pd.Series(
+                    [x[key] - x["test_acc_pct_last"] for x in s if x[key] is not None], dtype=float
+                ).mean()
+
             rows.append(
                 dict(
                     method=LABELS.get(m, m),

@@ -10,7 +10,9 @@ __all__ = ['BILINEAR', 'BREAK_EVEN', 'Tape', 'Push', 'is_dual', 'Known', 'autoca
 import warnings
 from contextlib import nullcontext
 
-import torch, torch.autograd.forward_ad as fwAD, torch.nn.functional as F
+import torch
+import torch.autograd.forward_ad as fwAD
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
@@ -123,7 +125,10 @@ def _batch_norm(
     tangent = torch.ops.aten.native_batch_norm_backward(
         dx, x, g, None, None, mean, scale, True, eps, [True, False, False]
     )[0]  # Jẋ
-    column = lambda t: t.reshape(1, -1, *[1] * (x.ndim - 2))
+
+    def column(t):
+        return t.reshape(1, -1, *[1] * (x.ndim - 2))
+
     if dg is not None:
         tangent.addcmul_(x, column(dg * scale)).sub_(column(dg * scale * mean))  # + γ̇ x̂
     if db is not None:

@@ -8,13 +8,19 @@ __all__ = ['Teacher', 'Workshop', 'pick_device', 'memory_layout', 'check_clock',
            'accuracy_pct', 'Tally', 'Progress', 'run_key', 'save_checkpoint', 'load_checkpoint', 'Bar', 'train']
 
 # %% ../nbs/06_training.ipynb #7080d36d
-import copy, hashlib, io, math, sys, time
+import copy
+import hashlib
+import io
+import math
+import sys
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
 
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -172,7 +178,10 @@ class Workshop:
     def drift(self) -> tuple[Tensor, ...]:
         "What momentum and weight decay would add to the next step's gradient."
         p, state = self.protocol, self.optimizer.state
-        velocity = lambda q: state[q]["momentum_buffer"] if "momentum_buffer" in state[q] else 0
+
+        def velocity(q):
+            return state[q]["momentum_buffer"] if "momentum_buffer" in state[q] else 0
+
         return tuple(p.weight_decay * q.detach() + p.momentum * velocity(q) for q in self.params)
 
     @property
@@ -230,7 +239,10 @@ def check_precision(method: Method, protocol: Protocol):
 
 def check_fit(method: Method, split: Split, protocol: Protocol):
     "`ValueError` where images, batches and the method's clock do not go together."
-    shape = lambda part: tuple(part.pixels.shape[1:])
+
+    def shape(part):
+        return tuple(part.pixels.shape[1:])
+
     for name, part in (("training", split.train), ("validation", split.val), ("test", split.test)):
         if len(part) and shape(part) != shape(split.train):
             raise ValueError(
@@ -513,7 +525,10 @@ class Tally:
             0.0,
             0,
         )
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float32, device=device)
+
+        def zeros(*shape):
+            return torch.zeros(*shape, dtype=torch.float32, device=device)
+
         self.w, self.n, self.each, self.times = (
             zeros(n_classes, K),
             zeros(n_classes, 1),

@@ -3,7 +3,19 @@
 Needs the package playwright and a Chromium of the system (Debian: apt-get install chromium); no browser is downloaded. CHROMIUM names another one.
 """
 
-import json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -135,9 +147,10 @@ def voila(
     port = free_port()
     with tempfile.TemporaryDirectory() as t:
         said = Path(t, "log")
-        token = lambda: re.search(
-            r"running at:\s+http://localhost:\d+/\?token=(\w+)", said.read_text()
-        )
+
+        def token():
+            return re.search(r"running at:\s+http://localhost:\d+/\?token=(\w+)", said.read_text())
+
         command = [
             sys.executable,
             "-m",

@@ -1,6 +1,8 @@
 """Small runs in processes of their own, to be killed, starved and compared: what the tests of runs stand on."""
 
-import json, subprocess, sys
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 from bikd.runs import make_config

@@ -3,24 +3,27 @@
 Columns: a name, a call that gets an empty folder, the exception, and words the message must hold.
 """
 
-import re, shutil
+import re
+import shutil
 from dataclasses import replace
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from pydantic import ValidationError
 from torch import nn
 
 from bikd import losses, models
-from bikd.basics import PlainError
+from bikd.basics import PlainError, RecordError
 from bikd.data import Images, load_split, long_tailed_counts, toy_split
 from bikd.graph import read_graph
 from bikd.hypergradient import hypergradient, weight_gradient
-from bikd.methods import BiKD, CE, KD, Protocol, get_method, preset
+from bikd.methods import CE, KD, BiKD, Protocol, get_method, preset
 from bikd.own_data import distill, hold_out
 from bikd.report import accuracy_table
 from bikd.runs import (
-    Parameters,
     ParameterError,
+    Parameters,
     Run,
     calibration,
     confusion_matrix,
@@ -32,7 +35,6 @@ from bikd.runs import (
     summarise,
 )
 from bikd.table import interval
-from bikd.basics import RecordError
 from bikd.training import NonFiniteLoss, accuracy_pct, train
 from bikd.weight_net import WeightNet
 

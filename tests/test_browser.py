@@ -1,10 +1,11 @@
 """The notebooks as a reader meets them: a real JupyterLab and a real Voilà, in a real browser. Screenshots stay in $BIKD_SCREENSHOTS, if that is set, else in pytest's temporary folder."""
 
-import os, re, shlex
+import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-
 from lab import CHROMIUM, ask, browser, lab, run_all, voila
 
 pytest.importorskip("playwright")
@@ -68,11 +69,18 @@ def use_the_explorer(page, screenshots, name):
     left, right = (page.locator(".bikd-panel").nth(i) for i in (0, 1))
     left.wait_for(timeout=90_000)
     right.wait_for(timeout=90_000)
-    picture = lambda panel: panel.locator("canvas.bikd-map").evaluate("c => c.toDataURL()")
-    ink = lambda panel: panel.locator("canvas.bikd-sample").evaluate(
-        "c => new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer).filter(p => p).length"
-    )
-    title = lambda panel: panel.locator(".bikd-title").inner_text()
+
+    def picture(panel):
+        return panel.locator("canvas.bikd-map").evaluate("c => c.toDataURL()")
+
+    def ink(panel):
+        return panel.locator("canvas.bikd-sample").evaluate(
+            "c => new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer).filter(p => p).length"
+        )
+
+    def title(panel):
+        return panel.locator(".bikd-title").inner_text()
+
     assert (
         "BiKD, mnist5k" in title(left)
         and "hard weight, epoch 30 of 30" in title(left)

@@ -1,8 +1,11 @@
 """`run_experiment.ipynb` through the real papermill, as a person calls it."""
 
-import os, subprocess, sys
+import os
+import subprocess
+import sys
 
-import nbformat, pytest
+import nbformat
+import pytest
 
 CLI = [sys.executable, "-m", "papermill"]
 QUICK = ["-p", "epochs", "1", "-p", "student", "resnet8", "-p", "teacher", "resnet8"]

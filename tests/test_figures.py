@@ -1,8 +1,10 @@
 """The figures' notebooks by papermill: what they write is the same every time, and bad input ends with a word and without a file."""
 
-import subprocess, sys
+import subprocess
+import sys
 
-import pandas as pd, pytest
+import pandas as pd
+import pytest
 
 RECORDS = "paper_figures/records"
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-import pytest, torch
+import pytest
+import torch
 from pydantic import PrivateAttr
 from torch import nn
 
@@ -138,7 +139,9 @@ REFUSED = [
 
 @pytest.mark.parametrize("name,lacks", REFUSED)
 def test_a_method_that_needs_what_the_data_lack_says_so_before_training(name, lacks):
-    without = lambda images, c: images.take(torch.nonzero(images.labels != c)[:, 0])
+    def without(images, c):
+        return images.take(torch.nonzero(images.labels != c)[:, 0])
+
     split = dict(
         val=replace(SPLIT, val=without(SPLIT.val, 3)),
         counts=replace(SPLIT, train=without(SPLIT.train, 3)),

@@ -1,6 +1,7 @@
 """Every loss in float32 against float64 on a thousand draws, extreme logits among them; every gradient against differences of the loss."""
 
-import pytest, torch
+import pytest
+import torch
 
 from bikd.losses import hard_loss, soft_loss
 from bikd.methods import CONTROLS, TABLE1, Setting, Step, get_method

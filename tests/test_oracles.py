@@ -1,6 +1,8 @@
 """Our numbers against other libraries' and other nets."""
 
-import pytest, torch, torch.nn.functional as F
+import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
@@ -103,10 +105,13 @@ def test_any_module_is_teacher_or_student(teacher, student):
         train(net, m, split, recipe, teacher=t, show=False)
         students[m.name + getattr(m, "estimator", "")] = net
         assert all((p - q).abs().max() > 1e-6 for p, q in zip(net.parameters(), start))
-    far = lambda a, b: max(
-        (p - q).abs().max().item()
-        for p, q in zip(students[a].parameters(), students[b].parameters())
-    )
+
+    def far(a, b):
+        return max(
+            (p - q).abs().max().item()
+            for p, q in zip(students[a].parameters(), students[b].parameters())
+        )
+
     assert far("bikdjvp", "bikddouble_backward") < 1e-10 < 1e-5 < far("bikdjvp", "kd")
 
 

@@ -1,7 +1,9 @@
 """What holds of every split, view, loss and config, tried on a hundred drawn ones each."""
 
-import numpy as np, torch
-from hypothesis import given, settings, strategies as st
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bikd.data import (
     Gallery,
@@ -159,7 +161,10 @@ def draw(B, C, scale, seed):
 def test_losses_are_blind_to_a_shift_and_to_the_classes_names(what, tau, shift):
     s, t, y, order = draw(*what)
     hard, soft = hard_loss(s, y), soft_loss(s, t, tau)
-    near = lambda a, b: torch.allclose(a, b, rtol=1e-6, atol=1e-6 * what[2])
+
+    def near(a, b):
+        return torch.allclose(a, b, rtol=1e-6, atol=1e-6 * what[2])
+
     assert (
         (hard >= 0).all()
         and (soft >= -1e-9 * what[2]).all()

@@ -1,8 +1,16 @@
 """What the repository promises about itself: one list of dependencies, clean notebooks, commands that exist, light imports."""
 
-import ast, configparser, json, re, subprocess, sys, tomllib
+import ast
+import configparser
+import json
+import re
+import subprocess
+import sys
+import tomllib
 
-import pandas as pd, pytest, yaml
+import pandas as pd
+import pytest
+import yaml
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +36,7 @@ def test_settings_and_pyproject_name_the_same_dependencies(root, settings):
 
 def test_the_lock_is_complete_and_within_the_ranges(root, settings):
     from importlib.metadata import PackageNotFoundError, distribution
+
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -209,13 +218,16 @@ def test_readme_numbers_are_those_of_the_records(root):
         ]
         for column in ("last", "val-selected", "best on test", "many", "medium", "few"):
             assert row[column] in line, (method, column, row[column])
-    at = lambda where, method: spread(
-        [
-            r.summary["test_acc_pct_last"]
-            for r in find_runs(root / "paper_figures" / "records" / where)
-            if r.config.method == method and r.config.rho == 100
-        ]
-    )
+
+    def at(where, method):
+        return spread(
+            [
+                r.summary["test_acc_pct_last"]
+                for r in find_runs(root / "paper_figures" / "records" / where)
+                if r.config.method == method and r.config.rho == 100
+            ]
+        )
+
     assert (
         f"reaches {at('bfloat16/estimator', 'bikd')} with it and {at('mnist5k', 'bikd')} without"
         in text
@@ -258,7 +270,10 @@ def test_readme_table_and_its_reading_are_those_of_the_records(root):
             in printed
         )
     mean = cells.pivot(index="method", columns=["dataset", "rho"], values="mean")
-    above = lambda a, b: mean.loc[a] - mean.loc[b]
+
+    def above(a, b):
+        return mean.loc[a] - mean.loc[b]
+
     assert not (mean.drop("teacher").idxmax() == "bikd").any()  # first in no column
     over_kd = above("bikd", "kd").drop(index=10.0, level="rho")
     assert f"{over_kd.min():.1f} to {over_kd.max():.1f} points above KD" in text
@@ -285,7 +300,10 @@ def test_readme_table_and_its_reading_are_those_of_the_records(root):
         )
         for c in ("w_hard", "w_soft"):
             ends[r.config.dataset, c].append(last[c][9] / last[c][0])
-    span = lambda *key: " to ".join(dict.fromkeys(f"{f(ends[key]):.1f}" for f in (min, max)))
+
+    def span(*key):
+        return " to ".join(dict.fromkeys(f"{f(ends[key]):.1f}" for f in (min, max)))
+
     assert (
         f"ends with {span('mnist5k', 'w_hard')} times the hard and {span('mnist5k', 'w_soft')} times the soft weight"
         in text
@@ -363,13 +381,16 @@ def test_ablations_and_the_threads_share_of_chance_are_those_of_the_records(root
     )
     rows = dict(re.findall(r"^\| `(\w+=\w+)`[^|]*\| ([^|]+) \| behind \|$", readme, re.M))
     assert rows == changes[changes.verdict == "behind"].text.to_dict()
-    last = lambda where: pd.Series(
-        {
-            (r.config.method, r.config.seed): r.summary["test_acc_pct_last"]
-            for r in find_runs(records / where)
-            if r.config.rho == 100
-        }
-    )
+
+    def last(where):
+        return pd.Series(
+            {
+                (r.config.method, r.config.seed): r.summary["test_acc_pct_last"]
+                for r in find_runs(records / where)
+                if r.config.rho == 100
+            }
+        )
+
     one = last("threads")
     moved = one - last("mnist5k")[one.index]
     by = moved.groupby(level=0).mean().abs().round(2)

@@ -1,18 +1,27 @@
 """Runs: killed and resumed, asked for twice at once, logged, refused."""
 
-import importlib, io, json, os, shutil, signal, subprocess, time
+import importlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
 from contextlib import contextmanager
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
+from processes import configs, finish, record, start
 
 from bikd import training
+from bikd.basics import RecordError
 from bikd.graph import provenance
 from bikd.memo import Table
 from bikd.methods import CE, METHODS, own_code, register
 from bikd.runs import RunConfig, environment, find_run, load_runs, make_config, run, seal
-from bikd.basics import RecordError
 from bikd.training import NonFiniteLoss
-from processes import configs, finish, record, start
 
 
 def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
@@ -89,11 +98,12 @@ def test_a_lock_whose_owner_was_killed_is_taken_over(tmp_path):
 def small_disk(path, size):
     "A file system of that size at `path`, and a function that mounts it anew with other options."
     path.mkdir()
-    mount = lambda options: (
-        subprocess.run(
+
+    def mount(options):
+        return subprocess.run(
             ["mount", "-o", options, "-t", "tmpfs", "tmpfs", str(path)], capture_output=True
         ).returncode
-    )
+
     if os.geteuid() or mount(f"size={size}"):
         pytest.skip("a small disk cannot be made: it takes root and mount")
     try:
@@ -215,10 +225,27 @@ def test_summary_and_files_keep_the_contract(tmp_path):
         "student.safetensors",
         "weight_net.safetensors",
     } <= {p.name for p in r.folder.iterdir()}
-    keys = (
-        "run_id dataset rho method seed preset n_per_class split_hash test_acc_pct_last test_acc_pct_val_selected test_acc_pct_best_on_test per_class_acc_pct "
-        "many_acc_pct medium_acc_pct few_acc_pct ece epochs train_time_s device"
-    ).split()
+    keys = [
+        "run_id",
+        "dataset",
+        "rho",
+        "method",
+        "seed",
+        "preset",
+        "n_per_class",
+        "split_hash",
+        "test_acc_pct_last",
+        "test_acc_pct_val_selected",
+        "test_acc_pct_best_on_test",
+        "per_class_acc_pct",
+        "many_acc_pct",
+        "medium_acc_pct",
+        "few_acc_pct",
+        "ece",
+        "epochs",
+        "train_time_s",
+        "device",
+    ]
     assert set(keys) <= set(r.summary) and r.folder.name == r.summary["run_id"] == r.config.run_id
     assert not list(r.folder.glob("checkpoint*")) and not list(r.folder.glob(".*.tmp"))
 
@@ -307,7 +334,9 @@ def test_the_hash_of_a_methods_code_is_of_the_code_that_runs(tmp_path, monkeypat
 
 
 def test_a_memo_with_holes_is_filled_before_it_is_mapped(tmp_path):
-    make = lambda: Table(tmp_path / "m.bin", dict(a=1), 4000, 10)
+    def make():
+        return Table(tmp_path / "m.bin", dict(a=1), 4000, 10)
+
     first = make()
     first.write(np.array([3]), torch.ones(1, 10))
     path = first.path

@@ -1,13 +1,20 @@
 """Sources on files made here in the exact on-disk formats: CIFAR's pickles, archive and download, Fashion-MNIST's IDX."""
 
-import gzip, hashlib, http.server, pickle, tarfile, threading
+import gzip
+import hashlib
+import http.server
+import pickle
+import tarfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from torchvision import datasets
 
 from bikd import data

@@ -1,9 +1,17 @@
 """What is fast must be equal: the memo to the live teacher, the compiled pass to the plain one; whatever happens to the file."""
 
-import errno, os, shutil, signal, subprocess, sys, textwrap, time
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 from torch import nn
 
 from bikd.data import Gallery, pixel_stats, toy_split

@@ -5,9 +5,12 @@ does SGD and Adam by hand. It shares with the library only the order of the imag
 that epoch ends, decays and short last batches are passed; student and phi must agree to 1e-8 at the end.
 """
 
-import copy, itertools
+import copy
+import itertools
 
-import pytest, torch, torch.nn.functional as F
+import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 

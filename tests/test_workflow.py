@@ -1,9 +1,17 @@
 """The graph, by the real Snakemake, the real papermill and, where it can be started, a real Slurm."""
 
-import json, os, re, shutil, signal, subprocess, sys, time
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import pytest, yaml
+import pytest
+import yaml
 
 from bikd.graph import read_graph
 from bikd.methods import CONTROLS, TABLE1, get_method
@@ -383,12 +391,13 @@ def test_a_real_slurm_leaves_the_records_that_the_local_executor_leaves(slurm, l
         node = subprocess.run(
             ["sinfo", "-h", "-o", "%n"], capture_output=True, text=True, check=True
         ).stdout.strip()
-        set_node = lambda state: (
-            subprocess.run(
+
+        def set_node(state):
+            return subprocess.run(
                 ["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"],
                 capture_output=True,
             ).returncode
-        )
+
         assert set_node("DOWN") == 0
         time.sleep(2)
         set_node("RESUME")  # unless it has come back by itself

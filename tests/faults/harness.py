@@ -7,7 +7,17 @@ disturbed one kills itself with SIGKILL at one of them; before an fsync half of 
 Each run is a process of its own, forked from one that has imported everything and computed nothing.
 """
 
-import argparse, contextlib, hashlib, json, os, random, shutil, signal, sys, tempfile, time
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import torch

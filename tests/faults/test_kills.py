@@ -1,6 +1,8 @@
 """A short version of what tests/faults/harness.py does a hundred times; and the record of that."""
 
-import json, subprocess, sys
+import json
+import subprocess
+import sys
 
 
 def test_three_kills_leave_no_trace(root):

@@ -6,7 +6,11 @@ Snakemake counts GPUs on one machine but does not say which one a job may use. T
 system when the holder dies) and tells the command by CUDA_VISIBLE_DEVICES. Where a scheduler has chosen already, and for jobs without a GPU, it only runs the command.
 """
 
-import argparse, os, subprocess, sys, time
+import argparse
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
