@@ -12,15 +12,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import Gallery
+from .data import DeviceImages
 from .losses import hard_loss, soft_loss
 from .report import TEXT_WIDTH, paper_style
-from .training import Workshop
+from .training import TrainingState
 
 # %% ../nbs/15_alignment.ipynb #c0e1f2a9
 def gradient(
-    shop: Workshop,  # its student is looked at, and left as it was
-    gallery: Gallery,
+    state: TrainingState,  # its student is looked at, and left as it was
+    gallery: DeviceImages,
     ids: Tensor,  # which images, of one class or of all
     # `(len(ids), C)`: of the soft loss; None: of the hard one
     teacher_logits: Tensor | None = None,
@@ -28,7 +28,7 @@ def gradient(
     batch: int = 500,
 ) -> Tensor:  # `(P,)`
     "∇θ of the mean loss over images as they are, BatchNorm in evaluation mode."
-    net, total = shop.student, 0.0
+    net, total = state.student, 0.0
     was = net.training
     net.eval()
     for at in torch.arange(len(ids), device=ids.device).split(batch):
@@ -39,26 +39,26 @@ def gradient(
             else soft_loss(logits, teacher_logits[at], temperature)
         )
         total = total + torch.cat(
-            [g.flatten() for g in torch.autograd.grad(loss.sum() / len(ids), shop.params)]
+            [g.flatten() for g in torch.autograd.grad(loss.sum() / len(ids), state.params)]
         )
     net.train(was)
     return total
 
 
 def class_alignment(
-    shop: Workshop,  # in training, with a teacher
+    state: TrainingState,  # in training, with a teacher
     teacher_logits: Tensor,  # of all training images un-augmented, `(N, C)`
     temperature: float = 4.0,
 ) -> pd.DataFrame:  # a row per class and term: class, n, term ('hard', 'soft'), cosine, inner
     "Cosine and inner product of each class's gradients with the validation gradient."
-    val = gradient(shop, shop.val, torch.arange(len(shop.val), device=shop.device))
+    val = gradient(state, state.val, torch.arange(len(state.val), device=state.device))
     rows = []
-    for c in range(shop.split.n_classes):
-        ids = (shop.train.labels == c).nonzero()[:, 0]
-        for term, told in (("hard", None), ("soft", teacher_logits[ids])):
+    for c in range(state.split.n_classes):
+        ids = (state.train.labels == c).nonzero()[:, 0]
+        for term, answers in (("hard", None), ("soft", teacher_logits[ids])):
             if len(ids) == 0:
                 continue
-            g = gradient(shop, shop.train, ids, told, temperature)
+            g = gradient(state, state.train, ids, answers, temperature)
             inner = g @ val
             rows.append(
                 {

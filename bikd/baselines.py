@@ -58,7 +58,7 @@ class TeacherBSCE(BalancedSoftmax):
     "Balanced softmax under a name of its own, on the teacher's net: teaches DiVE in its original form."
 
     name = "teacher_bsce"
-    big = True
+    trains_teacher_net = True
 
 # %% ../nbs/05b_baselines.ipynb #79c7e7ae
 def effective_weights(
@@ -279,7 +279,7 @@ class SeesVal(Method):
 
     sees_val = True
 
-    def see(self, split: Split) -> Split:
+    def training_images(self, split: Split) -> Split:
         return replace(split, train=split.train.joined(split.val))
 
 

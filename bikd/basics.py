@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PlainError', 'DataError', 'StorageError', 'RecordError', 'said_plainly', 'make_folder', 'atomic_write', 'unpack',
-           'is_whole', 'generator', 'counted']
+           'is_whole', 'generator', 'seeded']
 
 # %% ../nbs/00_basics.ipynb #9f248376
 import errno
@@ -143,7 +143,7 @@ def generator(
 
 # %% ../nbs/00_basics.ipynb #c24738c9
 @contextmanager
-def counted(
+def seeded(
     seed: int,  # the run's seed
     *purpose,  # as for `generator`
     device="cpu",  # a GPU's generator is seeded and put back too

@@ -26,7 +26,7 @@ from .data import Images, Split, Views
 from .losses import hard_loss, soft_loss
 from .methods import KD, BiKD, Method, Protocol
 from .models import create_model
-from .training import Workshop, set_up, train_epoch
+from .training import TrainingState, set_up, train_epoch
 from .weight_net import WeightNet
 
 # %% ../nbs/10_bench.ipynb #39efe35e
@@ -156,9 +156,9 @@ def our_loop(
     device="cpu",
     memo=None,
     compile: bool = False,
-) -> tuple[Workshop, Callable]:  # the workshop, and one epoch of `steps` batches
+) -> tuple[TrainingState, Callable]:  # the workshop, and one epoch of `steps` batches
     "bikd's training loop."
-    shop = set_up(
+    state = set_up(
         create_model(student, n_classes, seed=0),
         method,
         made_up(steps * batch, n_classes, batch),
@@ -168,7 +168,7 @@ def our_loop(
         memo=memo,
         compile=compile,
     )
-    return shop, lambda: train_epoch(shop, 0, lambda *a: None)
+    return state, lambda: train_epoch(state, 0, lambda *a: None)
 
 # %% ../nbs/10_bench.ipynb #a044746d
 def batch_of(
@@ -205,10 +205,10 @@ def plain_kd(
 
     def step():
         with torch.no_grad():
-            told = t(x)
+            teacher_logits = t(x)
         logits = s(x)
         loss = 0.5 * F.cross_entropy(logits, y) + 0.5 * 16 * F.kl_div(
-            F.log_softmax(logits / 4, 1), F.softmax(told / 4, 1), reduction="batchmean"
+            F.log_softmax(logits / 4, 1), F.softmax(teacher_logits / 4, 1), reduction="batchmean"
         )
         optimizer.zero_grad()
         loss.backward()

@@ -81,12 +81,14 @@ def measure(
     )
 
     def net(c):
-        return create_model(c.net, c.make_method().see(images).n_classes, source.channels, seed=0)
+        return create_model(
+            c.net, c.make_method().training_images(images).n_classes, source.channels, seed=0
+        )
 
     teachers = [net(jobs[i].config) for i in job.needs]
     teacher = c.make_method().join(teachers, images) if teachers else None
     with tempfile.TemporaryDirectory() as memo:
-        shop = set_up(
+        state = set_up(
             net(c),
             c.make_method(),
             images,
@@ -95,14 +97,14 @@ def measure(
             device=device,
             memo=memo,
         )
-        sync = torch.cuda.synchronize if shop.device.type == "cuda" else (lambda: None)
-        x, _ = next(shop.train.plain(200))
+        sync = torch.cuda.synchronize if state.device.type == "cuda" else (lambda: None)
+        x, _ = next(state.train.plain(200))
         answers, looks = (
-            shop.teacher or Teacher(shop.student),
-            Teacher(shop.student, low=c.protocol.low),
+            state.teacher or Teacher(state.student),
+            Teacher(state.student, low=c.protocol.low),
         )
         work = dict(
-            step=lambda: train_epoch(shop, 0, lambda *a: None),
+            step=lambda: train_epoch(state, 0, lambda *a: None),
             look=lambda: looks(x),
             teacher=lambda: answers(x),
         )
@@ -110,12 +112,12 @@ def measure(
             work,
             rounds,
             warmup=1,
-            steps=dict(step=len(shop.batches(0)), look=len(x), teacher=len(x)),
+            steps=dict(step=len(state.batches(0)), look=len(x), teacher=len(x)),
             sync=sync,
         )
     t = times.groupby("name").step_s.median()
     return Rates(
-        t["step"], t["look"], t["teacher"] if teachers else 0.0, count_params(shop.student)
+        t["step"], t["look"], t["teacher"] if teachers else 0.0, count_params(state.student)
     )
 
 # %% ../nbs/12_cost.ipynb #e2f1159a
@@ -139,7 +141,7 @@ def sizes(
         blank([source.n_test // C] * C),
         Views(1),
     )
-    seen = config.make_method().see(drawn)
+    seen = config.make_method().training_images(drawn)
     return len(seen.train), len(seen.val) + len(seen.test)
 
 # %% ../nbs/12_cost.ipynb #736dee41

@@ -6,7 +6,7 @@
 __all__ = ['MNIST5K_SHA256', 'FASHION_SHA256', 'CIFAR10_CLASSES', 'CIFAR10_JPEG_SHA256', 'SOURCES', 'RELEASED_MEAN',
            'RELEASED_STD', 'long_tailed_counts', 'Images', 'Source', 'load_mnist5k', 'data_home', 'load_cifar',
            'load_fashion_mnist', 'load_cifar10_jpeg', 'get_source', 'Split', 'draw_split', 'load_split', 'Views',
-           'Gallery', 'pixel_stats', 'Batch', 'epoch_batches', 'endless_batches', 'class_aware_batches',
+           'DeviceImages', 'pixel_stats', 'Batch', 'epoch_batches', 'endless_batches', 'class_aware_batches',
            'protocol_card', 'toy_split']
 
 # %% ../nbs/00_data.ipynb #d188ba7c
@@ -542,7 +542,7 @@ class Views:
         return views // side % side, views % side, views // side**2 == 1
 
 # %% ../nbs/00_data.ipynb #0359e146
-class Gallery:
+class DeviceImages:
     "Images on a device, shown view by view: `gallery(ids, views) -> (B, channels, H, W)`, normalised."
 
     def __init__(

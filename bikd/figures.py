@@ -327,7 +327,7 @@ def figure3_claims(
     for r in runs:
         t = sample_table(r)
         head, tail = head_and_tail(r.summary["n_per_class"])
-        small, large = ((t.ce_teacher > t.ce_teacher.median()) == big for big in (False, True))
+        small, large = ((t.ce_teacher > t.ce_teacher.median()) == above for above in (False, True))
         small, large = (
             small & (t.ce_student <= t.ce_student.median()),
             large & (t.ce_student > t.ce_student.median()),

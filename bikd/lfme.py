@@ -36,11 +36,11 @@ def only(
 class Expert(CE):
     "CE on one of three groups of classes, among themselves: a teacher of LFME."
 
-    big = True
+    trains_teacher_net = True
     needs = frozenset({"groups", "counts"})
     group: ClassVar[int]  # place in `PARTS`
 
-    def see(self, split: Split) -> Split:
+    def training_images(self, split: Split) -> Split:
         classes = thirds(split.n_per_class)[self.group]
         return replace(
             split,

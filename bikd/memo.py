@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from .data import Gallery
+from .data import DeviceImages
 
 # %% ../nbs/05a_memo.ipynb #3e0759e5
 def _checksum(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -145,7 +145,7 @@ def fingerprint(
 
 def identity(
     teacher: nn.Module,
-    gallery: Gallery,
+    gallery: DeviceImages,
 ) -> dict:  # plain values
     "Everything that can change an answer."
     where = (
@@ -168,7 +168,7 @@ def identity(
 @torch.no_grad()
 def answer(
     teacher: nn.Module,
-    gallery: Gallery,
+    gallery: DeviceImages,
     ids: Tensor,
     views: Tensor,
 ) -> Tensor:  # logits `(m, C)`
@@ -191,7 +191,7 @@ class Memo:
     def __init__(
         self,
         teacher: nn.Module,  # `(B, ...)` to logits `(B, C)`, image by image, always the same
-        gallery: Gallery,  # the images
+        gallery: DeviceImages,  # the images
         n_classes: int,  # C
         folder=None,  # where the table is kept; None: nothing is remembered
         limit_gib: float = 2.0,  # the largest table to keep

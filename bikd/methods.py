@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
-from .basics import counted
+from .basics import seeded
 from .data import Split
 from .losses import hard_loss, soft_loss
 from .weight_net import WeightNet
@@ -66,7 +66,7 @@ class Method(BaseModel):
     bilevel: ClassVar[bool] = False  # True: validation batches are drawn and `learn` is called
     # bilevel: the virtual step has weights zero, so the virtual student is the student itself
     at_theta: ClassVar[bool] = False
-    big: ClassVar[bool] = False  # True: trains the teacher's net, under its protocol
+    trains_teacher_net: ClassVar[bool] = False  # True: trains the teacher's net, under its protocol
     # True: validation images are trained on, so they cannot choose an epoch
     sees_val: ClassVar[bool] = False
     # what it learns from validation images while it trains; '': nothing, and it can do without them
@@ -89,7 +89,7 @@ class Method(BaseModel):
         "One teacher of them."
         return nets[0]
 
-    def see(self, split: Split) -> Split:
+    def training_images(self, split: Split) -> Split:
         "The images it trains on, out of those that were drawn."
         return split
 
@@ -252,7 +252,7 @@ class TeacherCE(CE):
     "Cross-entropy again, under its own name: row Teacher (CE), trained on the big net."
 
     name = "teacher"
-    big = True
+    trains_teacher_net = True
 
 
 class Distillation(Method):
@@ -340,7 +340,7 @@ class PhiLearner:
 
     def __init__(self, s: BiKDSettings, setting: Setting):
         self.s, self.moves, self.clock, self.sizes = s, 0, Clock(s.update_rule, s.k), []
-        with counted(setting.seed, "init", "weight net"):
+        with seeded(setting.seed, "init", "weight net"):
             self.phi = s.make_weight_net().to(setting.device, setting.dtype)
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[s.phi_optimizer]
         self.optimizer = kind(self.phi.parameters(), lr=s.phi_lr, weight_decay=s.phi_weight_decay)

@@ -14,7 +14,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from .basics import counted
+from .basics import seeded
 
 # %% ../nbs/01_models.ipynb #1961c040
 def _conv_bn(c_in: int, c_out: int, size: int, stride: int) -> list[nn.Module]:
@@ -121,7 +121,7 @@ def create_model(
             f"num_classes={num_classes}, in_channels={in_channels}: both must be at least 1."
         )
     if seed is not None:
-        with counted(seed, "init", name):
+        with seeded(seed, "init", name):
             return create_model(name, num_classes, in_channels, head_init)
     if ":" not in name:
         depth, _, wide = name.removeprefix("resnet").partition("x")

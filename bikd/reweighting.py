@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from .basics import counted
+from .basics import seeded
 from .methods import CE, Bilevel, Distillation, Setting, register
 
 # %% ../nbs/05c_reweighting.ipynb #3ba8d707
@@ -100,7 +100,7 @@ class MetaWeightNet(Bilevel, CE):
         return LossNet(self.hidden)
 
     def begin(self, setting: Setting):
-        with counted(setting.seed, "init", "weight net"):
+        with seeded(setting.seed, "init", "weight net"):
             self._net = self.make_weight_net().to(setting.device, setting.dtype)
         params, self._moves = self._net.parameters(), 0
         self._optimizer = (

@@ -53,7 +53,7 @@ from .models import check_logits, check_model, create_model
 from bikd.training import (
     Progress,
     Teacher,
-    Workshop,
+    TrainingState,
     check_answers,
     check_clock,
     check_fit,
@@ -154,8 +154,8 @@ def make_config(
     n_val: int | None = None,  # validation images per class, if fewer than the source sets aside
 ) -> RunConfig:
     "A config from a preset's name and what shall differ from it."
-    source, big = get_source(dataset), get_method(method).big
-    if big:
+    source, trains_teacher_net = get_source(dataset), get_method(method).trains_teacher_net
+    if trains_teacher_net:
         preset_name = "clean"
     m, p = preset(preset_name, method, dict(epochs=source.epochs) | (protocol or {}), settings)
     return RunConfig(
@@ -168,7 +168,7 @@ def make_config(
         teacher_run=teacher_run,
         expert_runs=expert_runs,
         n_val=n_val,
-        net=net or (source.teacher if big else source.student),
+        net=net or (source.teacher if trains_teacher_net else source.student),
         settings=m.model_dump(mode="json"),
     )
 
@@ -522,7 +522,9 @@ class Run(Sealed):
         return net
 
 # %% ../nbs/07_runs.ipynb #835335b1
-def _write_record(folder: Path, cfg: RunConfig, split: Split, shop: Workshop, progress: Progress):
+def _write_record(
+    folder: Path, cfg: RunConfig, split: Split, state: TrainingState, progress: Progress
+):
     "All files of a finished run, each whole or absent, `summary.json` last."
 
     def text(name, s):
@@ -535,12 +537,12 @@ def _write_record(folder: Path, cfg: RunConfig, split: Split, shop: Workshop, pr
         return text(name, df.to_csv(index=False))
 
     method, seen = (
-        shop.method,
-        shop.split,
+        state.method,
+        state.split,
     )  # images as drawn: `split`; as this method saw them: `seen`
     logits, labels = (
-        evaluate(shop.student, shop.test, shop.protocol.low).cpu(),
-        shop.test.labels.cpu(),
+        evaluate(state.student, state.test, state.protocol.low).cpu(),
+        state.test.labels.cpu(),
     )
     table("metrics.csv", pd.DataFrame(progress.history))
     weights = pd.DataFrame(progress.weight_rows(method.terms))
@@ -570,10 +572,10 @@ def _write_record(folder: Path, cfg: RunConfig, split: Split, shop: Workshop, pr
             folder / name, save({n: t.detach().cpu().contiguous() for n, t in ts.items()})
         )
 
-    tensors("student.safetensors", shop.student.state_dict())
+    tensors("student.safetensors", state.student.state_dict())
     if hasattr(method, "weight_net"):
         tensors("weight_net.safetensors", method.weight_net.state_dict())
-    tensors("samples.safetensors", last_look(shop))
+    tensors("samples.safetensors", last_look(state))
     if len(progress.trace) == cfg.protocol.epochs:  # else it was begun by a version that kept none
         tensors(
             "trace.safetensors",
@@ -596,7 +598,7 @@ def _write_record(folder: Path, cfg: RunConfig, split: Split, shop: Workshop, pr
         teacher_time_s=round(progress.teacher_seconds, 2),
         teacher_answers_computed=progress.teacher_computed,
         compiled=progress.compiled,
-        device=str(shop.device),
+        device=str(state.device),
     )
     if code := own_code(type(method)):
         summary["method_code"] = code
@@ -610,14 +612,14 @@ def _here(progress: Progress) -> dict:
     return {k: v for k, v in progress.places[-1].items() if k != "first_epoch"}
 
 
-def last_look(shop: Workshop) -> dict[str, Tensor]:
+def last_look(state: TrainingState) -> dict[str, Tensor]:
     "What is said about every training image, un-augmented, in evaluation mode, and the weights f_φ gives it: the points of Figure 3."
-    y, method, out = shop.train.labels, shop.method, dict(labels=shop.train.labels)
-    nets = dict(student=shop.student) | (
-        dict(teacher=Teacher(shop.teacher.net)) if method.needs_teacher else {}
+    y, method, out = state.train.labels, state.method, dict(labels=state.train.labels)
+    nets = dict(student=state.student) | (
+        dict(teacher=Teacher(state.teacher.net)) if method.needs_teacher else {}
     )  # in eval mode, even under `released`
     for who, net in nets.items():
-        logits = evaluate(net, shop.train, shop.protocol.low)
+        logits = evaluate(net, state.train, state.protocol.low)
         out |= {f"ce_{who}": hard_loss(logits, y), f"p_{who}": logits.softmax(1).half()}
     if hasattr(method, "weight_net") and method.needs_teacher:
         with torch.no_grad():
@@ -773,7 +775,7 @@ def run(
         atomic_write(folder / "config.json", cfg.model_dump_json(indent=1))
         student = create_model(
             cfg.net,
-            method.see(split).n_classes,
+            method.training_images(split).n_classes,
             split.train.pixels.shape[1],
             cfg.protocol.head_init,
             seed=cfg.seed,
@@ -782,7 +784,7 @@ def run(
             folder / "checkpoint.pt",
             {k: v for k, v in environment(device).items() if k != "finished_at"},
         )
-        shop, progress = train(
+        state, progress = train(
             student,
             method,
             split,
@@ -799,7 +801,7 @@ def run(
             compile=compile,
             place=here,
         )
-        _write_record(folder, cfg, split, shop, progress)
+        _write_record(folder, cfg, split, state, progress)
         with said_plainly(checkpoint):
             checkpoint.unlink(missing_ok=True)
     return Run(folder, fresh=True)
@@ -892,7 +894,7 @@ def changes_for(
 ) -> tuple[dict, dict]:  # settings of the method, fields of its protocol
     "Those of the changes that mean something to a method. Teachers' nets are trained as ever, on pixels scaled as their students' are."
     cls = get_method(method)
-    if cls.big:
+    if cls.trains_teacher_net:
         return {}, {f: v for f, v in changes.items() if f == "normalisation"}
     settings = {f: v for f, v in changes.items() if f in cls.model_fields}
     return settings, {
@@ -1095,7 +1097,7 @@ def make_plan(p: Parameters) -> Plan:
     )  # a teacher sees pixels scaled as its students do
     for seed in dict.fromkeys(map(int, seeds)):
 
-        def big(m):
+        def teacher_config(m):
             return make_config(
                 p.dataset,
                 p.rho,
@@ -1106,13 +1108,18 @@ def make_plan(p: Parameters) -> Plan:
                 n_val=p.n_val,
             )
 
-        teachers, students = [big(m) for m in methods if get_method(m).big], []
+        teachers, students = (
+            [teacher_config(m) for m in methods if get_method(m).trains_teacher_net],
+            [],
+        )
         for m in methods:
-            if get_method(m).big:
+            if get_method(m).trains_teacher_net:
                 continue
-            mine_too = [big(t) for t in preset(p.preset, m, settings=mine(m))[0].taught_by]
+            mine_too = [
+                teacher_config(t) for t in preset(p.preset, m, settings=mine(m))[0].taught_by
+            ]
             ids = tuple(t.run_id for t in mine_too)
-            told = dict(teacher_run=ids[0]) if len(ids) == 1 else dict(expert_runs=ids)
+            taught_by = dict(teacher_run=ids[0]) if len(ids) == 1 else dict(expert_runs=ids)
             teachers += mine_too
             students.append(
                 make_config(
@@ -1125,7 +1132,7 @@ def make_plan(p: Parameters) -> Plan:
                     given | (distilled if ids else {}) | recipe(m),
                     mine(m),
                     n_val=p.n_val,
-                    **told,
+                    **taught_by,
                 )
             )
         configs += [*{c.run_id: c for c in teachers}.values(), *students]

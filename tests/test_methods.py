@@ -14,7 +14,7 @@ from bikd.runs import Parameters, load_split, make_config, make_plan, run
 from bikd.training import evaluate, set_up, train, train_epoch
 
 SPLIT = toy_split(n_classes=6)
-STUDENTS = [m for m in (*TABLE1, *CONTROLS) if not get_method(m).big]
+STUDENTS = [m for m in (*TABLE1, *CONTROLS) if not get_method(m).trains_teacher_net]
 
 
 def make_net(seed, width=6, C=6):
@@ -95,26 +95,28 @@ def test_methods_differ():
 
 def test_lfme_hears_its_experts_less_as_the_student_learns(tmp_path):
     method = get_method("lfme")()
-    shop = set_up(
+    state = set_up(
         make_net(0),
         method,
         SPLIT,
         Protocol(epochs=30, batch_size=20, lr=0.05),
         teacher=teacher_of(method),
     )
-    assert isinstance(shop.teacher.net, Experts) and evaluate(shop.teacher.net, shop.val).shape == (
+    assert isinstance(state.teacher.net, Experts) and evaluate(
+        state.teacher.net, state.val
+    ).shape == (
         48,
         6,
     )
-    ids = [b.ids for b in shop.batches(0)]
+    ids = [b.ids for b in state.batches(0)]
     assert len(ids) == len(SPLIT.train) // 20 and all(len(i) == 20 for i in ids)
-    shown = shop.train.labels[torch.cat(ids)].bincount(minlength=6)
+    shown = state.train.labels[torch.cat(ids)].bincount(minlength=6)
     assert shown.max() - shown.min() <= 4
     method._expert = [1.0] * 3  # experts that know it all
     heard = [method.heard]
     for epoch in range(30):
-        train_epoch(shop, epoch, lambda *a: None)
-        method.after_epoch(evaluate(shop.student, shop.val), shop.val.labels)
+        train_epoch(state, epoch, lambda *a: None)
+        method.after_epoch(evaluate(state.student, state.val), state.val.labels)
         heard.append(method.heard)
     assert heard[0] == [1.0] * 3 and sum(heard[-1]) < 1.5, heard[-1]
 
@@ -280,18 +282,18 @@ def test_a_bilevel_method_of_ones_own_needs_three_answers():
 
 
 def test_statistics_come_from_images_as_they_are():
-    told = {}
+    answers = {}
 
     class Ask(get_method("kd")):
         name = "ask"
 
         def begin(self, setting):
-            told.update({part: setting.teacher(part) for part in ("train", "val")})
+            answers.update({part: setting.teacher(part) for part in ("train", "val")})
 
     teacher = make_net(1, 12)
-    shop = set_up(make_net(0), Ask(), SPLIT, Protocol(), teacher=teacher)
+    state = set_up(make_net(0), Ask(), SPLIT, Protocol(), teacher=teacher)
     for part, images in (("train", SPLIT.train), ("val", SPLIT.val)):
-        plain = (images.pixels.double() / 255 - shop.train.mean) / shop.train.std
-        assert (told[part][0] - teacher.eval()(plain)).abs().max() < 1e-9 and torch.equal(
-            told[part][1], images.labels
+        plain = (images.pixels.double() / 255 - state.train.mean) / state.train.std
+        assert (answers[part][0] - teacher.eval()(plain)).abs().max() < 1e-9 and torch.equal(
+            answers[part][1], images.labels
         )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bikd.data import (
-    Gallery,
+    DeviceImages,
     Images,
     Source,
     Views,
@@ -108,7 +108,7 @@ def test_a_view_is_pad_crop_flip(size, pad, flip, channels, seed):
         torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8, generator=g),
         torch.zeros(2, dtype=torch.long),
     )
-    gallery = Gallery(
+    gallery = DeviceImages(
         images, views, torch.zeros(channels), torch.full((channels,), 1 / 255)
     )  # pixels as they are
     all_views = torch.arange(views.n)

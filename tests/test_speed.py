@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from bikd.data import Gallery, pixel_stats, toy_split
+from bikd.data import DeviceImages, pixel_stats, toy_split
 from bikd.memo import CHUNK, Memo
 from bikd.methods import BiKD, Protocol
 from bikd.models import create_model
@@ -34,7 +34,7 @@ def one_thread():
 def toy_memo(folder=None, **kw):
     torch.manual_seed(0)
     net, split = create_model("resnet8", 3, 1).eval(), toy_split(60)
-    return Memo(net, Gallery(split.train, split.views, *pixel_stats(split)), 3, folder, **kw)
+    return Memo(net, DeviceImages(split.train, split.views, *pixel_stats(split)), 3, folder, **kw)
 
 
 def everything(memo):
@@ -123,7 +123,7 @@ def test_a_compiled_run_is_the_same_student_up_to_rounding():
 
     def trained(compile):
         student, method = net(), BiKD(k=2)
-        shop, _ = train(
+        state, _ = train(
             student,
             method,
             toy_split(),
@@ -132,7 +132,7 @@ def test_a_compiled_run_is_the_same_student_up_to_rounding():
             compile=compile,
             show=False,
         )
-        return shop, torch.cat(
+        return state, torch.cat(
             [p.detach().flatten() for p in (*student.parameters(), *method.weight_net.parameters())]
         )
 

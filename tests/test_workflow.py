@@ -90,7 +90,8 @@ def test_the_files_of_experiments_name_runs():
     )  # two datasets, four ρ, three seeds
     assert all(
         j.config.protocol.epochs == 120
-        and j.config.net == ("resnet32x4" if get_method(j.config.method).big else "resnet8x4")
+        and j.config.net
+        == ("resnet32x4" if get_method(j.config.method).trains_teacher_net else "resnet8x4")
         for j in cifar.values()
     )
 
