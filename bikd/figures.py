@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'VERDICTS', 'draw_diagram', 'figure1', 'figure2', 'sample_table', 'setting_label', 'figure3', 'claim',
            'head_and_tail', 'figure3_claims', 'confusion_pct', 'inner_steps', 'draw_inner_steps', 'figure4',
            'figure4_claims', 'per_class', 'plot_accuracy_by_count', 'reliability', 'plot_reliability',
-           'plot_weights_over_training', 'plot_surfaces', 'alarms', 'pick_runs']
+           'plot_weights_over_training', 'plot_surfaces', 'alarms']
 
 # %% ../nbs/14_figures.ipynb #0d46006d
 import math
@@ -20,20 +20,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from .baselines import thirds
-from .data import get_source
-from .methods import get_method
-from bikd.report import (
-    COLOURS,
-    LABELS,
-    TEXT_WIDTH,
-    alike,
-    by_method,
-    colour,
-    of_all_classes,
-    paper_style,
-)
-from .runs import ParameterError, Run, refused, shot_groups
-from .table import find_cells, interval, of_seeds
+from .report import COLOURS, LABELS, TEXT_WIDTH, colour, paper_style
+from .runs import Run, shot_groups
+from .select import by_method, of_all_classes
+from .table import interval
 from .weight_net import weight_surface
 
 # %% ../nbs/14_figures.ipynb #b2ce1d65
@@ -714,35 +704,3 @@ def alarms(
             f"hypergradients are near zero: their mean norm in the last epoch is {size.iloc[-1]:.1g}."
         )
     return out
-
-# %% ../nbs/14_figures.ipynb #65d45c69
-def pick_runs(
-    folder,  # of runs, or of folders named after data sets
-    dataset: str,
-    rho: float,
-    seeds: str,  # as given to a notebook; seeds: 'all', or numbers separated by spaces
-    methods: list[str],
-    missing: bool = False,  # whether methods without a run are left out; else each must have one
-    mixed: bool = False,  # whether the runs of a method may differ in more than their seeds
-) -> dict[str, list[Run]]:  # method -> its finished runs by seed
-    "Finished runs of one setting. `ParameterError` where there are none."
-    with refused():
-        get_source(dataset)
-        for m in methods:
-            get_method(m)
-        groups = by_method(
-            of_seeds(
-                [
-                    r
-                    for r in find_cells(folder, [dataset])
-                    if r.config.rho == rho and r.config.method in methods
-                ],
-                seeds,
-            )
-        )
-        lacking = [m for m in methods if m not in groups]
-        if lacking and not (missing and groups):
-            raise ParameterError(
-                f"{folder} holds no finished run of {lacking[0]} on {dataset} at rho={rho:g} with seeds {seeds}. Train it with run_experiment.ipynb, or name another runs_dir."
-            )
-        return {m: groups[m] if mixed else alike(groups[m]) for m in methods if m in groups}

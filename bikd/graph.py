@@ -16,17 +16,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .basics import PlainError
+from .experiment import SETTINGS, Parameters, changes_for, make_plan, parse_changes
 from .methods import get_method
-from bikd.runs import (
-    SETTINGS,
-    Parameters,
-    RunConfig,
-    changes_for,
-    find_run,
-    make_plan,
-    one_line,
-    parse_changes,
-)
+from .runs import RunConfig, find_run, one_line
 
 # %% ../nbs/11_graph.ipynb #fd61325c
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT_WIDTH', 'STYLE', 'COLOURS', 'LABELS', 'ACCURACIES', 'colour', 'paper_style', 'save_figure', 'plot_counts',
-           'by_method', 'alike', 'plot_curves', 'spread', 'accuracy_table', 'of_all_classes', 'per_class_table',
-           'markdown_table', 'paired_difference', 'plot_per_class', 'plot_weight_net', 'plot_class_weights']
+           'plot_curves', 'spread', 'accuracy_table', 'per_class_table', 'markdown_table', 'paired_difference',
+           'plot_per_class', 'plot_weight_net', 'plot_class_weights']
 
 # %% ../nbs/08_report.ipynb #0e8ee810
 import io
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from .basics import atomic_write, make_folder
 from .runs import GROUPS, Run, shot_groups
+from .select import alike, by_method, of_all_classes
 from .weight_net import weight_surface
 
 # %% ../nbs/08_report.ipynb #4ab81065
@@ -163,43 +164,6 @@ def plot_counts(
     return fig
 
 # %% ../nbs/08_report.ipynb #24a5321d
-def by_method(
-    runs,  # `Run`s
-) -> dict[str, list[Run]]:  # in order of first appearance
-    "Runs grouped by their method's name."
-    out = {}
-    for r in runs:
-        out.setdefault(r.config.method, []).append(r)
-    return out
-
-
-def alike(
-    runs,  # `Run`s that are to be averaged
-) -> list[Run]:  # in order of seeds
-    "The same runs, if they, and their teachers where these lie beside them, differ in nothing but their seeds and what follows from them; `ValueError` otherwise."
-
-    def seedless(r):
-        return (
-            r.config.model_copy(
-                update=dict(seed=0, teacher_run=None, expert_runs=())
-            ).model_dump_json(),
-            r.summary.get("method_code"),
-        )
-
-    settings, teachers = (
-        {seedless(r) for r in runs},
-        {tuple(map(seedless, r.teachers)) for r in runs if r.teachers},
-    )
-    if (
-        len(settings) > 1 or len(teachers) > 1 or len({r.config.seed for r in runs}) < len(runs)
-    ):  # the same seed twice: other teachers
-        c = runs[0].config
-        raise ValueError(
-            f"the {len(runs)} runs of {c.method} on {c.dataset} at ρ = {c.rho:g} differ in more than their seed (settings, or the teacher): they cannot be averaged. Give each kind a folder of its own."
-        )
-    return sorted(runs, key=lambda r: r.config.seed)
-
-
 def plot_curves(
     runs,  # finished `Run`s, any methods and seeds
     # of `metrics.csv`, with axis labels
@@ -266,14 +230,6 @@ def accuracy_table(
             "train time (s)": f"{sum(x['train_time_s'] for x in s) / len(s):.0f}",
         }
     return pd.DataFrame(rows).T.rename_axis("method")
-
-
-def of_all_classes(
-    runs,  # `Run`s of one dataset and ρ
-) -> list[Run]:
-    "Without those that know some of the classes only, as LFME's experts do."
-    C = max((len(r.summary["n_per_class"]) for r in runs), default=0)
-    return [r for r in runs if len(r.summary["n_per_class"]) == C]
 
 
 def per_class_table(

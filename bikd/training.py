@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .basics import PlainError, RecordError, atomic_write, seeded, said_plainly
+from .basics import PlainError, RecordError, atomic_write, said_plainly, seeded
 from bikd.data import (
     Batch,
     DeviceImages,
@@ -37,9 +37,9 @@ from bikd.data import (
 from bikd.hypergradient import (
     FORWARD_MODE,
     RngState,
+    functional_forward,
     train_gradient,
     trainable,
-    functional_forward,
     weight_gradient,
 )
 from .losses import hard_loss

@@ -14,23 +14,21 @@ from pydantic import ValidationError
 from torch import nn
 
 from bikd import losses, models
-from bikd.basics import PlainError, RecordError
+from bikd.basics import ParameterError, PlainError, RecordError
 from bikd.data import Images, load_split, long_tailed_counts, toy_split
+from bikd.experiment import Parameters, make_plan
 from bikd.graph import read_graph
 from bikd.hypergradient import hypergradient, weight_gradient
 from bikd.methods import CE, KD, BiKD, Protocol, get_method, preset
 from bikd.own_data import distill, hold_out
 from bikd.report import accuracy_table
 from bikd.runs import (
-    ParameterError,
-    Parameters,
     Run,
     calibration,
     confusion_matrix,
     expected_calibration_error,
     find_runs,
     make_config,
-    make_plan,
     run,
     summarise,
 )

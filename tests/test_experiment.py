@@ -140,7 +140,7 @@ def test_papermill_infers_every_parameter_with_its_help(root):
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    from bikd.runs import Parameters
+    from bikd.experiment import Parameters
 
     for name in Parameters.model_fields:
         assert f"\n  {name}: " in shown.stdout, name

@@ -8,9 +8,10 @@ from pydantic import PrivateAttr
 from torch import nn
 
 from bikd.data import toy_split
+from bikd.experiment import Parameters, make_plan
 from bikd.lfme import Experts
 from bikd.methods import CONTROLS, TABLE1, Bilevel, Distillation, Protocol, get_method, preset
-from bikd.runs import Parameters, load_split, make_config, make_plan, run
+from bikd.runs import load_split, make_config, run
 from bikd.training import evaluate, set_up, train, train_epoch
 
 SPLIT = toy_split(n_classes=6)

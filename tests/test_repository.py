@@ -126,7 +126,7 @@ def notebooks(root):
 
 
 def test_papermill_notebooks_have_one_parameters_cell_of_literals(root):
-    from bikd.runs import Parameters
+    from bikd.experiment import Parameters
 
     for name, nb in notebooks(root).items():
         tagged = [c for c in nb["cells"] if "parameters" in c["metadata"].get("tags", [])]
@@ -183,7 +183,7 @@ def test_readme_commands_are_real(root):
         and "nbdev_test" in blocks
         and "pytest" in blocks
     )
-    from bikd.runs import Parameters
+    from bikd.experiment import Parameters
 
     for command in re.findall(r"papermill nbs.*", blocks):
         if "run_experiment" not in command:
@@ -249,7 +249,8 @@ def test_readme_numbers_are_those_of_the_records(root):
 def test_readme_table_and_its_reading_are_those_of_the_records(root):
     from bikd.methods import CONTROLS, TABLE1
     from bikd.report import markdown_table
-    from bikd.table import find_cells, pairs, table1, wide
+    from bikd.select import find_cells
+    from bikd.table import pairs, table1, wide
 
     text, rows, sets = (
         (root / "README.md").read_text(),

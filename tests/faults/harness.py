@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from bikd import memo
-from bikd.runs import Parameters, Run, environment, make_plan, run
+from bikd.experiment import Parameters, make_plan
+from bikd.runs import Run, environment, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from processes import record
