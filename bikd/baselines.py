@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .data import Split
 from .losses import hard_loss, soft_loss
-from .methods import CE, KD, Distillation, Method, Setting, fixed, register
+from .methods import CE, KD, Distillation, Method, Setting, TableRow, fixed, register
 
 # %% ../nbs/05b_baselines.ipynb #818791d2
 def log_prior(
@@ -44,6 +44,7 @@ class BalancedSoftmax(Priors):
     "Balanced softmax / training-time logit adjustment, without a teacher."
 
     name = "bsce"
+    row = TableRow("Balanced softmax", "#332288", "controls", 0)
     strength: float = Field(1.0, ge=0)  # λ; 0 is plain CE
 
     def losses(self, step):
@@ -58,6 +59,7 @@ class TeacherBSCE(BalancedSoftmax):
     "Balanced softmax under a name of its own, on the teacher's net: teaches DiVE in its original form."
 
     name = "teacher_bsce"
+    row = TableRow("Teacher (balanced softmax)")
     trains_teacher_net = True
 
 # %% ../nbs/05b_baselines.ipynb #79c7e7ae
@@ -77,6 +79,7 @@ class BKD(Distillation):
     "Balanced knowledge distillation (Zhang et al. 2023): KD towards a teacher re-weighted by class."
 
     name = "bkd"
+    row = TableRow("BKD", "#009E73", "table1", 3)
     needs = frozenset({"counts"})
     presets = {
         "original": dict(temperature=2.0, deferred=True),
@@ -122,6 +125,7 @@ class WSL(Distillation):
     "Weighted soft labels (Zhou et al. 2021)."
 
     name = "wsl"
+    row = TableRow("WSL", "#E69F00", "table1", 5)
     presets = {
         "original": dict(temperature=2.0, soft_weight=2.5),
         "released": dict(temperature=3.0, soft_weight=0.5),
@@ -147,6 +151,7 @@ class DiVE(Priors):
     "Distilling virtual examples (He et al. 2021)."
 
     name = "dive"
+    row = TableRow("DiVE", "#882255", "table1", 8)
     terms = ("hard", "soft")
     needs_teacher = True
     presets = {"original": dict(balanced_teacher=True), "paper": dict(temperature=4.0)}
@@ -184,6 +189,7 @@ class CCKD(Priors):
     "Class-conditional knowledge distillation (Li et al. 2024), reconstructed."
 
     name = "cckd"
+    row = TableRow("CCKD", "#CC79A7", "table1", 4)
     terms = ("hard", "soft")
     needs_teacher = True
     needs = frozenset({"counts"})
@@ -233,6 +239,7 @@ class LTKD(Distillation):
     "Long-tailed knowledge distillation (Kim 2026): cross-group and within-group parts of KD, rebalanced; partly reconstructed."
 
     name = "ltkd"
+    row = TableRow("LTKD", "#DDCC77", "controls", 5)
     terms = ("hard", "cross", "within")
     needs = frozenset({"groups"})
     cross_weight: float = Field(1.0, ge=0)  # α
@@ -288,6 +295,7 @@ class CEVal(SeesVal, CE):
     "CE on train ∪ val."
 
     name = "ce_val"
+    row = TableRow("CE on train ∪ val", "#7F7F7F", "controls", 2)
 
 
 @register
@@ -295,6 +303,7 @@ class KDVal(SeesVal, KD):
     "KD on train ∪ val."
 
     name = "kd_val"
+    row = TableRow("KD on train ∪ val", "#0072B2", "controls", 3)
 
 
 @register
@@ -302,3 +311,4 @@ class BalancedSoftmaxVal(SeesVal, BalancedSoftmax):
     "Balanced softmax on train ∪ val, with the counts of both."
 
     name = "bsce_val"
+    row = TableRow("Balanced softmax on train ∪ val", "#332288", "controls", 4)

@@ -162,7 +162,7 @@ def our_loop(
         create_model(student, n_classes, seed=0),
         method,
         made_up(steps * batch, n_classes, batch),
-        Protocol(epochs=getattr(method, "k", 1), batch_size=batch, lr=1e-4),
+        Protocol(epochs=method.moves_every, batch_size=batch, lr=1e-4),
         create_model(teacher, n_classes, seed=0),
         device=device,
         memo=memo,

@@ -26,7 +26,7 @@ from .data import Source, data_home, get_source, long_tailed_counts
 from .methods import Protocol, get_method, methods_named, preset
 from .models import check_logits, create_model
 from .runs import RunConfig, make_config, one_line
-from .training import check_clock, check_precision, pick_device
+from .training import pick_device
 
 # %% ../nbs/07a_experiment.ipynb #608ecfa6
 SETTINGS = (
@@ -307,12 +307,9 @@ def make_plan(p: Parameters) -> Plan:
     for name, head in dict.fromkeys((c.net, c.protocol.head_init) for c in configs):
         _try_net(name, head, get_source(p.dataset))
     for c in configs:
-        check_clock(
-            c.make_method(),
-            sum(long_tailed_counts((s := get_source(c.dataset)).n_max, s.n_classes, c.rho)),
-            c.protocol,
-        )
-        check_precision(c.make_method(), c.protocol)
+        source = get_source(c.dataset)
+        n_images = sum(long_tailed_counts(source.n_max, source.n_classes, c.rho))
+        c.make_method().check_protocol(c.protocol, n_images)
     return Plan(p, configs, runs_dir, pick_device(p.device))
 
 

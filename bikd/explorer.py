@@ -18,7 +18,7 @@ import traitlets
 from .basics import PlainError
 from .data import load_split
 from .figures import alarms
-from .report import LABELS
+from .report import label_of
 from .runs import Run, find_runs
 
 # %% ../nbs/16_explorer.ipynb #c6c8d5f1
@@ -58,7 +58,7 @@ class RunView:
     @property
     def name(self) -> str:
         c = self.run.config
-        return f"{LABELS.get(c.method, c.method)}, {c.dataset}, ρ = {c.rho:g}, seed {c.seed}"
+        return f"{label_of(c.method)}, {c.dataset}, ρ = {c.rho:g}, seed {c.seed}"
 
     @property
     def epochs(self) -> int:

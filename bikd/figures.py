@@ -20,7 +20,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from .baselines import thirds
-from .report import COLOURS, LABELS, TEXT_WIDTH, colour, paper_style
+from .report import TEXT_WIDTH, colour, label_of, paper_style
 from .runs import Run, shot_groups
 from .select import by_method, of_all_classes
 from .table import interval
@@ -29,9 +29,9 @@ from .weight_net import weight_surface
 # %% ../nbs/14_figures.ipynb #b2ce1d65
 KINDS = dict(
     data=dict(fc="#EFEFEF", ec="#888888"),
-    student=dict(fc="#DCEBF5", ec=COLOURS["kd"]),
-    virtual=dict(fc="white", ec=COLOURS["kd"], ls="--"),
-    phi=dict(fc="#FBE6D8", ec=COLOURS["bikd"]),
+    student=dict(fc="#DCEBF5", ec=colour("kd")),
+    virtual=dict(fc="white", ec=colour("kd"), ls="--"),
+    phi=dict(fc="#FBE6D8", ec=colour("bikd")),
     teacher=dict(fc="#D8D8D8", ec="black"),
     loss=dict(fc="white", ec="#555555"),
     note=dict(fc="none", ec="none"),
@@ -60,7 +60,7 @@ def draw_diagram(
     }
     ax.figure.canvas.draw()  # boxes get their sizes
     for a, b, label, style in edges:
-        ink = COLOURS["bikd"] if style.get("phi") else "#333333"
+        ink = colour("bikd") if style.get("phi") else "#333333"
         ax.annotate(
             "",
             nodes[b][:2],
@@ -415,7 +415,7 @@ def figure4(
                         fontsize=4.5,
                         color="black" if m.iloc[c, c] > 60 else "white",
                     )
-            ax.set(title=f"(a) {LABELS[runs[0].config.method]}", xlabel="predicted class")
+            ax.set(title=f"(a) {label_of(runs[0].config.method)}", xlabel="predicted class")
             ax.set_yticks(ax.get_xticks() if C > 20 else range(0, C, 3))
             ax.set_xticks(range(0, C, 3) if C <= 20 else ax.get_xticks())
             if C > 20:
@@ -485,7 +485,7 @@ def _multiples(methods, width: int = 5):
         ax.axis("off")
     for ax, m in zip(axs.flat, methods):
         ax.set_title(
-            textwrap.fill(LABELS.get(m, m), 16, break_on_hyphens=False), fontsize=6, color=colour(m)
+            textwrap.fill(label_of(m), 16, break_on_hyphens=False), fontsize=6, color=colour(m)
         )
     return fig, axs
 
@@ -678,7 +678,7 @@ def alarms(
     least_grad: float = 1e-8,  # norm of the accumulated hypergradient; Adam's ε
 ) -> list[str]:  # sentences; empty: nothing is stuck
     "Signs that a weight net is stuck; none for methods without one."
-    if not hasattr(r.config.make_method(), "make_weight_net"):
+    if r.config.make_method().make_weight_net() is None:
         return []
     names, out = [c for c in r.class_weights if c.startswith("w_")], []
     table, m = r.class_weights.pivot(index="epoch", columns="class", values=names), r.metrics

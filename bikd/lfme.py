@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .baselines import thirds
 from .data import Images, Split
 from .losses import hard_loss, soft_loss
-from .methods import CE, Method, Setting, fixed, register
+from .methods import CE, Method, Setting, TableRow, fixed, register
 
 # %% ../nbs/05d_lfme.ipynb #010a5143
 PARTS = ("head", "medium", "tail")
@@ -55,6 +55,7 @@ class HeadExpert(Expert):
     "The head's."
 
     name, group = "expert_head", 0
+    row = TableRow("LFME expert, head")
 
 
 @register
@@ -62,6 +63,7 @@ class MediumExpert(Expert):
     "The medium classes'."
 
     name, group = "expert_medium", 1
+    row = TableRow("LFME expert, medium")
 
 
 @register
@@ -69,6 +71,7 @@ class TailExpert(Expert):
     "The tail's."
 
     name, group = "expert_tail", 2
+    row = TableRow("LFME expert, tail")
 
 
 class Experts(nn.Module):
@@ -146,6 +149,7 @@ class LFME(Method):
     "Learning from multiple experts (Xiang et al. 2020)."
 
     name = "lfme"
+    row = TableRow("LFME", "#8C6D31", "table1", 7)
     terms = ("hard", *PARTS)
     needs_teacher = True
     sampler = "class_aware"
@@ -220,5 +224,6 @@ class ClassAwareCE(CE):
     "CE on class-balanced batches: LFME's sampler and nothing else."
 
     name = "ce_balanced"
+    row = TableRow("CE by class-balanced batches", "#117733", "controls", 1)
     sampler = "class_aware"
     needs = frozenset({"counts"})

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from .basics import seeded
-from .methods import CE, Bilevel, Distillation, Setting, register
+from .methods import CE, Bilevel, Distillation, Setting, TableRow, register
 
 # %% ../nbs/05c_reweighting.ipynb #3ba8d707
 class FromZero(Bilevel):
@@ -35,6 +35,7 @@ class L2RW(FromZero, CE):
     "Learning to reweight (Ren et al. 2018)."
 
     name = "l2rw"
+    row = TableRow("L2RW", "#44AA99", "controls", 6)
 
     def weights(self, losses, step):
         u = (-self._slope).clamp(min=0)
@@ -46,6 +47,7 @@ class RWKD(FromZero, Distillation):
     "RW-KD (Lu et al. 2021), from two agreeing ports."
 
     name = "rwkd"
+    row = TableRow("RWKD", "#56B4E9", "table1", 6)
     floor: float = Field(1e-8, gt=0)  # δ
     # 'mix': mean of hard plus soft loss on validation images
     meta_loss: Literal["ce", "mix"] = "ce"
@@ -82,6 +84,7 @@ class MetaWeightNet(Bilevel, CE):
     "Meta-Weight-Net (Shu et al. 2019), in either of its official forms."
 
     name = "mwn"
+    row = TableRow("Meta-Weight-Net", "#AA4499", "controls", 7)
     from_val = "the weights of its weight net"
     variant: Literal["label_noise", "class_imbalance"] = "label_noise"
     hidden: int = Field(100, ge=1, le=4096)
@@ -94,6 +97,10 @@ class MetaWeightNet(Bilevel, CE):
     def weight_net(self) -> LossNet:
         "V_φ, once a run has begun."
         return self._net
+
+    @property
+    def momentum_in_virtual_step(self) -> bool:
+        return self.virtual_step == "optimizer"
 
     def make_weight_net(self) -> LossNet:
         "A fresh V_φ of these settings."
@@ -151,5 +158,6 @@ class MetaWeightNetImbalance(MetaWeightNet):
     "Meta-Weight-Net as its authors' program for imbalanced classes has it."
 
     name = "mwn_ci"
+    row = TableRow("Meta-Weight-Net (imbalance)", "#CC6677", "controls", 8)
     recipes = {"original": dict(decay_at=(0.8, 0.9))}
     variant: Literal["label_noise", "class_imbalance"] = "class_imbalance"

@@ -483,9 +483,9 @@ class Run(Sealed):
     ) -> nn.Module:
         "The net that weighs (BiKD, Meta-Weight-Net), as it was after an epoch."
         method = self.config.make_method()
-        if not hasattr(method, "make_weight_net"):
-            raise ValueError(f"method {method.name!r} has no weight net.")
         net = method.make_weight_net()
+        if net is None:
+            raise ValueError(f"method {method.name!r} has no weight net.")
         if epoch is None:
             return self._fill(net, "weight_net.safetensors")
         if not 1 <= epoch <= self.config.protocol.epochs:
@@ -563,7 +563,7 @@ def _write_record(
         )
 
     tensors("student.safetensors", state.student.state_dict())
-    if hasattr(method, "weight_net"):
+    if method.weight_net is not None:
         tensors("weight_net.safetensors", method.weight_net.state_dict())
     tensors("samples.safetensors", last_look(state))
     if len(progress.trace) == cfg.protocol.epochs:  # else it was begun by a version that kept none
@@ -611,7 +611,7 @@ def last_look(state: TrainingState) -> dict[str, Tensor]:
     for who, net in nets.items():
         logits = evaluate(net, state.train, state.protocol.low)
         out |= {f"ce_{who}": hard_loss(logits, y), f"p_{who}": logits.softmax(1).half()}
-    if hasattr(method, "weight_net") and method.needs_teacher:
+    if method.weight_net is not None and method.needs_teacher:
         with torch.no_grad():
             out |= dict(
                 zip(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
-from .report import ACCURACIES, LABELS, paired_difference
+from .report import ACCURACIES, label_of, paired_difference
 from .runs import Run, make_config
 from .select import changed, choose
 
@@ -187,7 +187,7 @@ def wide(
     text = pd.DataFrame(
         [
             dict(
-                method=LABELS.get(r["method"], r["method"]),
+                method=label_of(r["method"]),
                 column=f"{r['dataset']} ρ={r['rho']:g}",
                 text=cell_text(r),
             )
@@ -293,7 +293,7 @@ def inflation(
 
             rows.append(
                 dict(
-                    method=LABELS.get(m, m),
+                    method=label_of(m),
                     dataset=d,
                     rho=rho,
                     n=len(s),

@@ -10,12 +10,14 @@ from torch import nn
 from bikd.data import toy_split
 from bikd.experiment import Parameters, make_plan
 from bikd.lfme import Experts
-from bikd.methods import CONTROLS, TABLE1, Bilevel, Distillation, Protocol, get_method, preset
+from bikd.methods import Bilevel, Distillation, Protocol, get_method, preset, table_rows
 from bikd.runs import load_split, make_config, run
 from bikd.training import evaluate, set_up, train, train_epoch
 
 SPLIT = toy_split(n_classes=6)
-STUDENTS = [m for m in (*TABLE1, *CONTROLS) if not get_method(m).trains_teacher_net]
+STUDENTS = [
+    m for m in table_rows("table1") + table_rows("controls") if not get_method(m).trains_teacher_net
+]
 
 
 def make_net(seed, width=6, C=6):
@@ -195,7 +197,7 @@ def test_the_plan_of_the_whole_table_names_every_teacher_first():
 
 def test_every_preset_makes_every_method():
     for name in ("clean", "table1", "paper", "original", "released", "released-cifar10"):
-        for m in (*TABLE1, *CONTROLS):
+        for m in table_rows("table1") + table_rows("controls"):
             preset(name, m)
     table = {m: preset("table1", m)[0] for m in STUDENTS}
     assert all(

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from bikd.losses import hard_loss, soft_loss
-from bikd.methods import CONTROLS, TABLE1, Setting, Step, get_method
+from bikd.methods import Setting, Step, get_method, table_rows
 
 N_PER_CLASS = (400, 200, 100, 50, 20, 10, 5, 3, 2)
 C, B = len(N_PER_CLASS), 1000
-METHODS = [m for m in dict.fromkeys([*TABLE1, *CONTROLS]) if m != "teacher"]
+METHODS = [
+    m for m in dict.fromkeys(table_rows("table1") + table_rows("controls")) if m != "teacher"
+]
 
 
 def draws(scale, n=B, seed=0):

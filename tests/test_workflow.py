@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from bikd.graph import read_graph
-from bikd.methods import CONTROLS, TABLE1, get_method
+from bikd.methods import get_method, table_rows
 
 pytest.importorskip(
     "snakemake", reason="the extra `grid` is not installed: pip install -e '.[grid]'"
@@ -81,7 +81,9 @@ def test_the_files_of_experiments_name_runs():
     cifar = read_graph(
         yaml.safe_load((ROOT / "workflow" / "config" / "cifar.yaml").read_text())
     ).jobs()
-    each = 1 + 3 + len({*TABLE1, *CONTROLS} - {"teacher"})  # teacher, experts, students
+    each = (
+        1 + 3 + len({*table_rows("table1"), *table_rows("controls")} - {"teacher"})
+    )  # teacher, experts, students
     assert (
         sizes["smoke"] == 8
         and sizes["fashion"] == 3 * each + 3 * 5
