@@ -238,7 +238,7 @@ def ask_teacher(
     logits = state.memos[part](ids, views)
     return list(logits.split([len(batch.ids) for batch in batches]))
 
-# %% ../nbs/05f_state.ipynb #6f5ba199
+# %% ../nbs/05f_state.ipynb #8321f046
 def memory_layout(
     *nets: nn.Module | None,  # that see the same images
 ) -> torch.memory_format:
@@ -248,7 +248,7 @@ def memory_layout(
     forward-mode derivative of one."""
     modules = (m for net in nets if net is not None for m in net.modules())
     has_group_norm = any(isinstance(m, nn.GroupNorm) for m in modules)
-    if has_group_norm and torch.__version__ < (2, 14):
+    if has_group_norm and torch.__version__ < "2.14":
         return torch.contiguous_format
     return torch.channels_last
 
@@ -332,7 +332,7 @@ def _memos(
     kept = (execution.memo, execution.memo_gib)
     return {part: Memo(teacher, state.images(part), n, *kept) for part in parts}
 
-# %% ../nbs/05f_state.ipynb #4cae75ef
+# %% ../nbs/05f_state.ipynb #26cdbefe
 def _wants_compiling(
     state: TrainingState,
     asked: bool | None,  # None: if the run is long enough to repay it, on a CPU
@@ -344,8 +344,8 @@ def _wants_compiling(
         return asked
     if state.device.type != "cpu":
         return False
-    images, _ = next(state.train.plain(1))
-    macs = count_macs(state.student, tuple(images.shape[1:]))
+    _, channels, height, width = next(state.train.plain(1))[0].shape
+    macs = count_macs(state.student, (channels, height, width))
     return worth_compiling(macs, len(state.train) * state.protocol.epochs)
 
 # %% ../nbs/05f_state.ipynb #89698fad
@@ -362,7 +362,7 @@ def _setting(state: TrainingState) -> Setting:
     dtype = next(state.student.parameters()).dtype
     return Setting(counts, state.seed, state.device, dtype, state.protocol.epochs, answers)
 
-# %% ../nbs/05f_state.ipynb #d04b002d
+# %% ../nbs/05f_state.ipynb #5b4c3eb2
 def _place_nets(
     student: nn.Module,  # moved in place
     teacher: nn.Module | None,  # a trained net, copied; or a `Teacher`, moved in place
@@ -371,13 +371,13 @@ def _place_nets(
 ) -> tuple[Teacher | None, torch.memory_format]:
     "The teacher, frozen, and the layout of the nets and of their images."
     layout = memory_layout(student, teacher)
-    student.to(device=device, memory_format=layout)
+    student.to(device).to(memory_format=layout)
     if teacher is None:
         return None, layout
     if not isinstance(teacher, Teacher):
         teacher = Teacher(teacher, protocol.teacher_mode, protocol.low)
     dtype = next(student.parameters()).dtype
-    teacher.to(device=device, dtype=dtype, memory_format=layout)
+    teacher.to(device, dtype).to(memory_format=layout)
     return teacher, layout
 
 # %% ../nbs/05f_state.ipynb #3c98a7ef
@@ -411,9 +411,19 @@ def set_up(
     def on_device(images: Images) -> DeviceImages:
         return DeviceImages(images, split.views, mean, std, device, dtype, layout)
 
-    images = [on_device(split.train), on_device(split.val), on_device(split.test)]
-    sgd = _optimizer(student, protocol)
-    state = TrainingState(student, method, protocol, split, seed, device, frozen, *images, sgd)
+    state = TrainingState(
+        student=student,
+        method=method,
+        protocol=protocol,
+        split=split,
+        seed=seed,
+        device=device,
+        teacher=frozen,
+        train=on_device(split.train),
+        val=on_device(split.val),
+        test=on_device(split.test),
+        optimizer=_optimizer(student, protocol),
+    )
     _check_on_images(state)
     state.memos = _memos(state, execution)
     state.compile = _wants_compiling(state, execution.compile)

@@ -134,14 +134,15 @@ def forward_pass(
         step = _as_step(logits, state.train, batch, epoch, teacher_logits)
     return Seen(x, step, noise, tape)
 
-# %% ../nbs/06_training.ipynb #2001fd71
+# %% ../nbs/06_training.ipynb #6b67c666
 def _replay(state: TrainingState, seen: Seen, theta: dict[str, Tensor]) -> Tensor:
     "Logits `(B, C)`; by the compiled pass if there is one and `theta` has tangents."
     push = state.push
-    if push and seen.x.shape == push.shape and is_dual(theta):
-        return push(theta, seen.x, seen.tape)
+    tape = seen.tape
+    if push and tape and seen.x.shape == push.shape and is_dual(theta):
+        return push(theta, seen.x, tape)
     low = state.protocol.low
-    return functional_forward(state.student, theta, seen.x, seen.noise, seen.tape, low)
+    return functional_forward(state.student, theta, seen.x, seen.noise, tape, low)
 
 # %% ../nbs/06_training.ipynb #eca8f5f1
 def losses_at(
