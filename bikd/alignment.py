@@ -15,7 +15,7 @@ from torch import Tensor
 from .data import DeviceImages
 from .losses import hard_loss, soft_loss
 from .report import TEXT_WIDTH, paper_style
-from .training import TrainingState
+from .state import TrainingState
 
 # %% ../nbs/15_alignment.ipynb #c0e1f2a9
 def gradient(

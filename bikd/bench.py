@@ -26,7 +26,8 @@ from .data import Images, Split, Views
 from .losses import hard_loss, soft_loss
 from .methods import KD, BiKD, Method, Protocol
 from .models import create_model
-from .training import TrainingState, set_up, train_epoch
+from .state import Execution, TrainingState, set_up
+from .training import train_epoch
 from .weight_net import WeightNet
 
 # %% ../nbs/10_bench.ipynb #39efe35e
@@ -156,7 +157,7 @@ def our_loop(
     device="cpu",
     memo=None,
     compile: bool = False,
-) -> tuple[TrainingState, Callable]:  # the workshop, and one epoch of `steps` batches
+) -> tuple[TrainingState, Callable]:  # the state, and one epoch of `steps` batches
     "bikd's training loop."
     state = set_up(
         create_model(student, n_classes, seed=0),
@@ -164,9 +165,7 @@ def our_loop(
         made_up(steps * batch, n_classes, batch),
         Protocol(epochs=method.moves_every, batch_size=batch, lr=1e-4),
         create_model(teacher, n_classes, seed=0),
-        device=device,
-        memo=memo,
-        compile=compile,
+        execution=Execution(device=device, memo=memo, compile=compile),
     )
     return state, lambda: train_epoch(state, 0, lambda *a: None)
 

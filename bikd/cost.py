@@ -19,7 +19,8 @@ from .graph import Job
 from .memo import Table
 from .models import count_params, create_model
 from .runs import RunConfig
-from .training import Teacher, set_up, train_epoch
+from .state import Execution, Teacher, set_up, train_batches
+from .training import train_epoch
 
 # %% ../nbs/12_cost.ipynb #03851e0c
 def new_answers(
@@ -94,8 +95,7 @@ def measure(
             images,
             c.protocol.model_copy(update=dict(lr=1e-4)),
             teacher,
-            device=device,
-            memo=memo,
+            execution=Execution(device=device, memo=memo),
         )
         sync = torch.cuda.synchronize if state.device.type == "cuda" else (lambda: None)
         x, _ = next(state.train.plain(200))
@@ -112,7 +112,7 @@ def measure(
             work,
             rounds,
             warmup=1,
-            steps=dict(step=len(state.batches(0)), look=len(x), teacher=len(x)),
+            steps=dict(step=len(train_batches(state, 0)), look=len(x), teacher=len(x)),
             sync=sync,
         )
     t = times.groupby("name").step_s.median()

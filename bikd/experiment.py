@@ -26,7 +26,7 @@ from .data import Source, data_home, get_source, long_tailed_counts
 from .methods import Protocol, get_method, methods_named, preset
 from .models import check_logits, create_model
 from .runs import RunConfig, make_config, one_line
-from .training import pick_device
+from .state import pick_device
 
 # %% ../nbs/07a_experiment.ipynb #608ecfa6
 SETTINGS = (

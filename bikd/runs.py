@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import bikd
 from .basics import RecordError, atomic_write, make_folder, said_plainly
+from .checkpoints import Progress
 from bikd.data import (
     Split,
     get_source,
@@ -40,18 +41,11 @@ from bikd.data import (
     protocol_card,
 )
 from .losses import hard_loss
+from .measuring import check_answers, evaluate
 from .methods import Method, Protocol, get_method, own_code, preset, rank
 from .models import check_model, create_model
-from bikd.training import (
-    Progress,
-    Teacher,
-    TrainingState,
-    check_answers,
-    check_fit,
-    evaluate,
-    pick_device,
-    train,
-)
+from .state import Execution, Teacher, TrainingState, preflight
+from .training import train
 
 # %% ../nbs/07_runs.ipynb #ef6b6118
 class RunConfig(BaseModel):
@@ -463,7 +457,7 @@ class Run(Sealed):
 
     @cached_property
     def trace(self) -> dict[str, Tensor]:
-        "Training images over E epochs, as `bikd.training.Tally.by_image` has them, each `(E, N)`; and φ's parameters, `phi.<name>` `(E, ...)`."
+        "Training images over E epochs, as `bikd.measuring.Tally.by_image` has them, each `(E, N)`; and φ's parameters, `phi.<name>` `(E, ...)`."
         return load(self._bytes("trace.safetensors"))
 
     def student(self) -> nn.Module:
@@ -722,7 +716,7 @@ def run(
     tensorboard: bool = False,  # scalars into the run's folder
     # the largest memo of its teacher to keep, beside the teacher's weights; 0: none
     memo_gib: float = 2.0,
-    compile: bool | None = None,  # the forward-mode pass, see `bikd.training.set_up`
+    compile: bool | None = None,  # the forward-mode pass, see `bikd.state.Execution`
 ) -> Run:
     "The finished run of this config: loaded if there is one, else trained, resuming from its last epoch if it was interrupted. Errors: those of `load_split`, `load_teacher` and `bikd.training.train`."
     folder = Path(runs_dir) / cfg.run_id
@@ -745,11 +739,7 @@ def run(
             f"the split given is (dataset, rho, seed, n_val) = {drawn}, the config's is {asked}."
         )
     method = cfg.make_method()
-    method.check(split)
-    check_fit(method, split, cfg.protocol)
-    pick_device(device)  # before anything is written
-    if not memo_gib >= 0:
-        raise ValueError(f"memo_gib={memo_gib}: a size in GiB was expected, 0 or more.")
+    preflight(method, split, cfg.protocol, Execution(device=device, memo_gib=memo_gib))
     teachers = [
         load_teacher(runs_dir, t, split, cfg.protocol.normalisation, name)
         for t, name in zip(cfg.teachers, method.taught_by)

@@ -19,6 +19,7 @@ from bikd.data import Images, load_split, long_tailed_counts, toy_split
 from bikd.experiment import Parameters, make_plan
 from bikd.graph import read_graph
 from bikd.hypergradient import hypergradient, weight_gradient
+from bikd.measuring import NonFiniteLoss, accuracy_pct
 from bikd.methods import CE, KD, BiKD, Protocol, get_method, preset
 from bikd.own_data import distill, hold_out
 from bikd.report import accuracy_table
@@ -33,7 +34,7 @@ from bikd.runs import (
     summarise,
 )
 from bikd.table import interval
-from bikd.training import NonFiniteLoss, accuracy_pct, train
+from bikd.training import train
 from bikd.weight_net import WeightNet
 
 torch.manual_seed(0)

@@ -10,9 +10,11 @@ from torch import nn
 from bikd.data import toy_split
 from bikd.experiment import Parameters, make_plan
 from bikd.lfme import Experts
+from bikd.measuring import evaluate
 from bikd.methods import Bilevel, Distillation, Protocol, get_method, preset, table_rows
 from bikd.runs import load_split, make_config, run
-from bikd.training import evaluate, set_up, train, train_epoch
+from bikd.state import set_up, train_batches
+from bikd.training import train, train_epoch
 
 SPLIT = toy_split(n_classes=6)
 STUDENTS = [
@@ -111,7 +113,7 @@ def test_lfme_hears_its_experts_less_as_the_student_learns(tmp_path):
         48,
         6,
     )
-    ids = [b.ids for b in state.batches(0)]
+    ids = [b.ids for b in train_batches(state, 0)]
     assert len(ids) == len(SPLIT.train) // 20 and all(len(i) == 20 for i in ids)
     shown = state.train.labels[torch.cat(ids)].bincount(minlength=6)
     assert shown.max() - shown.min() <= 4

@@ -18,10 +18,10 @@ from processes import configs, finish, record, start
 from bikd import training
 from bikd.basics import RecordError
 from bikd.graph import provenance
+from bikd.measuring import NonFiniteLoss
 from bikd.memo import Table
 from bikd.methods import CE, METHODS, own_code, register
 from bikd.runs import RunConfig, environment, find_run, load_runs, make_config, run, seal
-from bikd.training import NonFiniteLoss
 
 
 def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
