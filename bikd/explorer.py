@@ -399,22 +399,22 @@ class Explorer(W.VBox):
             control.observe(self.refresh, "value")
         for panel in self.panels:
             panel.observe(self.clicked, "wanted")
-        columns = zip(self.runs, self.alarm, self.panels, strict=True)
-        super().__init__(
-            [
-                W.HBox([self.epoch, self.loss]),
-                W.HBox([self.cls, self.sample]),
-                W.HBox([W.VBox(column) for column in columns]),
-            ]
-        )
+        rows = [
+            [self.epoch, self.loss],
+            [self.cls, self.sample],
+            [W.VBox(column) for column in zip(self.runs, self.alarm, self.panels, strict=True)],
+        ]
+        super().__init__([W.HBox(row) for row in rows])
         self.refresh()
 
     def clicked(
         self,
         change: dict[str, Any],  # of a panel's `wanted`
     ) -> None:
-        "Pick the image that was clicked."
-        self.sample.value = change["new"]
+        "Pick the image that was clicked, and be ready for the next click on it."
+        if change["new"] >= 0:
+            self.sample.value = change["new"]
+            change["owner"].wanted = -1
 
     def refresh(
         self,
