@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AXES', 'WIDE', 'trace_weights', 'run_name', 'TracedRun', 'training_pixels', 'log_surface', 'plain', 'sample_detail',
-           'rgb_bytes', 'RunView', 'shipped', 'Panel', 'headline', 'about_all', 'about_one', 'show_view', 'show_sample',
-           'show_no_sample', 'run_choosers', 'epoch_slider', 'class_chooser', 'sample_chooser', 'alarm_html',
-           'Explorer', 'is_explorable', 'explorable']
+           'rgb_bytes', 'RunView', 'shipped', 'Panel', 'headline', 'about_all', 'about_one', 'show_sample',
+           'show_no_sample', 'show_view', 'run_choosers', 'epoch_slider', 'class_chooser', 'sample_chooser',
+           'alarm_html', 'Explorer', 'is_explorable', 'explorable']
 
 # %% ../nbs/16_explorer.ipynb #9fdde261
 import os
@@ -271,6 +271,25 @@ def about_one(
         f"{loss} weight {weight:.3f}"
     )
 
+# %% ../nbs/16_explorer.ipynb #a1ff4e86
+def show_sample(
+    panel: Panel,
+    view: RunView,
+    picked: int,  # number of an image
+) -> None:
+    "Set the traits of the picked image."
+    panel.picked = picked
+    panel.detail = view.detail(picked)
+    panel.image, panel.side = view.image(picked)
+
+
+def show_no_sample(panel: Panel) -> None:
+    "Clear the traits of the picked image."
+    panel.picked = -1
+    panel.detail = {}
+    panel.image = b""
+    panel.side = 0
+
 # %% ../nbs/16_explorer.ipynb #430fa9f5
 def show_view(
     panel: Panel,  # its traits are set, all but `version`
@@ -296,25 +315,6 @@ def show_view(
     else:
         show_no_sample(panel)
         panel.said = about_all(points[mask, 2])
-
-# %% ../nbs/16_explorer.ipynb #a1ff4e86
-def show_sample(
-    panel: Panel,
-    view: RunView,
-    picked: int,  # number of an image
-) -> None:
-    "Set the traits of the picked image."
-    panel.picked = picked
-    panel.detail = view.detail(picked)
-    panel.image, panel.side = view.image(picked)
-
-
-def show_no_sample(panel: Panel) -> None:
-    "Clear the traits of the picked image."
-    panel.picked = -1
-    panel.detail = {}
-    panel.image = b""
-    panel.side = 0
 
 # %% ../nbs/16_explorer.ipynb #04f60552
 WIDE = "430px"  # of a panel, as in explorer.js
