@@ -6,16 +6,19 @@
 __all__ = ['gradient', 'class_alignment', 'plot_alignment']
 
 # %% ../nbs/15_alignment.ipynb #8460b460
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from .basics import needs_extra
 from .data import DeviceImages
 from .losses import hard_loss, soft_loss
 from .report import TEXT_WIDTH, paper_style
 from .state import TrainingState
+
+with needs_extra("bikd.alignment"):
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
 # %% ../nbs/15_alignment.ipynb #c0e1f2a9
 def gradient(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PlainError', 'DataError', 'StorageError', 'ParameterError', 'RecordError', 'said_plainly', 'make_folder',
-           'atomic_write', 'unpack', 'is_whole', 'generator', 'seeded']
+           'atomic_write', 'unpack', 'is_whole', 'generator', 'seeded', 'needs_extra']
 
 # %% ../nbs/00_basics.ipynb #9f248376
 import errno
@@ -12,6 +12,7 @@ import hashlib
 import os
 import tarfile
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -156,3 +157,19 @@ def seeded(
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(generator(seed, *purpose).initial_seed())
         yield
+
+# %% ../nbs/00_basics.ipynb #14431a61
+@contextmanager
+def needs_extra(
+    module: str,  # the module that imports, e.g. 'bikd.report'
+    extra: str = "notebooks",  # of `bikd`, as pyproject.toml lists them
+) -> Iterator[None]:
+    "A missing package, imported inside, ends in a `ModuleNotFoundError` that names the extra."
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        package = (e.name or str(e)).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{module} needs {package}: pip install 'bikd[{extra}]'",
+            name=e.name,
+        ) from e

@@ -12,19 +12,22 @@ __all__ = ['KINDS', 'VERDICTS', 'draw_diagram', 'figure1', 'figure2', 'sample_ta
 import math
 import textwrap
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
 from .baselines import thirds
+from .basics import needs_extra
 from .report import TEXT_WIDTH, colour, label_of, paper_style
 from .runs import Run, shot_groups
 from .select import by_method, of_all_classes
 from .table import interval
 from .weight_net import weight_surface
+
+with needs_extra("bikd.figures"):
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
 
 # %% ../nbs/14_figures.ipynb #b2ce1d65
 KINDS = dict(

@@ -12,17 +12,19 @@ import io
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
-from .basics import atomic_write, make_folder
+from .basics import atomic_write, make_folder, needs_extra
 from .methods import table_row
 from .runs import GROUPS, Run, shot_groups
 from .select import alike, by_method, of_all_classes
 from .weight_net import weight_surface
+
+with needs_extra("bikd.report"):
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
 # %% ../nbs/08_report.ipynb #4ab81065
 TEXT_WIDTH = 4.80  # inches, LNCS

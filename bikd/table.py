@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
+from .basics import needs_extra
 from .report import ACCURACIES, label_of, paired_difference
 from .runs import Run, make_config
 from .select import changed, choose
+
+with needs_extra("bikd.table"):
+    from scipy.stats import t as student_t
 
 # %% ../nbs/13_table.ipynb #d87c7300
 PAPER = (
