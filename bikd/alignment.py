@@ -12,10 +12,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import DeviceImages
 from .losses import hard_loss, soft_loss
 from .report import TEXT_WIDTH, paper_style
 from .training import TrainingState
+from .views import DeviceImages
 
 # %% ../nbs/15_alignment.ipynb #c0e1f2a9
 def gradient(

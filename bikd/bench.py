@@ -22,11 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from .data import Images, Split, Views
+from .data import Split
 from .losses import hard_loss, soft_loss
 from .methods import KD, BiKD, Method, Protocol
 from .models import create_model
+from .sources import Images
 from .training import TrainingState, set_up, train_epoch
+from .views import Views
 from .weight_net import WeightNet
 
 # %% ../nbs/10_bench.ipynb #39efe35e

@@ -31,7 +31,7 @@ class RunView:
     def __init__(
         self,
         run: Run,  # with a trace
-        data_dir=None,  # where images are, see `bikd.data.data_home`
+        data_dir=None,  # where images are, see `bikd.sources.data_home`
     ):
         c, t, s = run.config, run.trace, run.samples
         self.run, self.labels, self.n_per_class = (

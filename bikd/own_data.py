@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from .basics import generator
-from .data import Images, Split, Views
+from .data import Split
 from .methods import Method, Protocol, get_method, preset, wants_val
+from .sources import Images
 from .training import train
+from .views import Views
 
 # %% ../nbs/09_own_data.ipynb #22a2472f
 def as_images(

@@ -25,15 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .basics import PlainError, RecordError, atomic_write, said_plainly, seeded
-from bikd.data import (
-    Batch,
-    DeviceImages,
-    Split,
-    class_aware_batches,
-    endless_batches,
-    epoch_batches,
-    pixel_stats,
-)
+from .data import Split, pixel_stats
 from bikd.hypergradient import (
     FORWARD_MODE,
     RngState,
@@ -47,6 +39,7 @@ from .memo import Memo, fingerprint
 from .methods import Method, Protocol, Setting, Step, own_code
 from .models import check_logits, count_macs
 from .tangent import CompiledPush, Tape, autocast, compile_push, is_dual, worth_compiling
+from .views import Batch, DeviceImages, class_aware_batches, endless_batches, epoch_batches
 
 # %% ../nbs/06_training.ipynb #2d3476f7
 class Teacher(nn.Module):
