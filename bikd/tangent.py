@@ -177,8 +177,15 @@ class Known(torch.autograd.Function):
     "A 2-d convolution whose result is on the tape."
 
     @staticmethod
-    def forward(ctx, out, x, weight, bias, *geometry):
-        "Return `out`. `geometry`: stride, padding, dilation, groups of the convolution."
+    def forward(
+        ctx,
+        out,  # what is on the tape
+        x,  # what the convolution saw
+        weight,
+        bias,
+        *geometry,  # stride, padding, dilation, groups
+    ):
+        "Return `out`."
         ctx.save_for_backward(x.to(out.dtype), weight.to(out.dtype))
         ctx.geometry = geometry
         ctx.bias = None if bias is None else [len(bias)]
