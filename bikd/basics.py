@@ -138,12 +138,12 @@ def _write_member(target: Path, contents: bytes) -> None:
         finally:
             part.unlink(missing_ok=True)
 
-# %% ../nbs/00_basics.ipynb #a2d06a5b
+# %% ../nbs/00_basics.ipynb #91bd41e1
 def unpack(
     archive: str | os.PathLike,  # a tar file, compressed or not
     root: str | os.PathLike,  # the folder it is unpacked into
 ) -> None:
-    """Write the archive's folders and plain files, all of them below `root`.
+    """Write the archive's plain files, all of them below `root`; empty folders are left out.
 
     Raises `DataError` if the archive is damaged, or if it holds anything else (then nothing is
     written); `StorageError` if a file cannot be written."""
@@ -155,8 +155,10 @@ def unpack(
     except StorageError:
         raise
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as e:
+        reason = " ".join(str(e).splitlines()[:1]).rstrip(":")
         raise DataError(
-            f"{archive} cannot be unpacked ({type(e).__name__}: {e}). Remove it and fetch it again."
+            f"{archive} cannot be unpacked ({type(e).__name__}: {reason}). Remove it and fetch it "
+            "again."
         ) from e
 
 # %% ../nbs/00_basics.ipynb #ba701a55

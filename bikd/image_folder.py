@@ -184,26 +184,41 @@ def decode_files(
         decoder=decoder_name(),
     )
 
-# %% ../nbs/00a_image_folder.ipynb #3e4a1b2c
+# %% ../nbs/00a_image_folder.ipynb #35ddaef8
 FORMAT = "bikd decoded images 1"
 
 
-def _pixels_sha256(pixels: Tensor) -> str:
-    return hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()
 
-# %% ../nbs/00a_image_folder.ipynb #393179b3
+
+def _seal(about: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+# %% ../nbs/00a_image_folder.ipynb #f4648ab0
 def _write_array(path: Path, source: str, images: ImageSet) -> None:
     "Keep the images of this source; `StorageError` if that fails."
     about = dict(
         format=FORMAT,
         source=source,
-        pixels=_pixels_sha256(images.pixels),
+        pixels=_sha256(images.pixels),
+        labels=_sha256(images.labels),
         classes=json.dumps(images.classes),
         parts=json.dumps({name: (s.start, s.stop) for name, s in images.parts.items()}),
         contents=images.contents,
         decoder=images.decoder,
     )
+    about["seal"] = _seal(about)
     atomic_write(path, save(dict(pixels=images.pixels, labels=images.labels), about))
+
+# %% ../nbs/00a_image_folder.ipynb #8404cb2f
+def _is_of(tensors: dict[str, Tensor], about: dict[str, str], source: str) -> bool:
+    "Whether header and tensors are as they were written, for this source."
+    written = {key: value for key, value in about.items() if key != "seal"}
+    if about.get("seal") != _seal(written) or set(tensors) != {"pixels", "labels"}:
+        return False
+    noted = about["format"], about["source"], about["pixels"], about["labels"]
+    return noted == (FORMAT, source, _sha256(tensors["pixels"]), _sha256(tensors["labels"]))
 
 # %% ../nbs/00a_image_folder.ipynb #574fad39
 def _read_array(path: Path, source: str) -> ImageSet | None:
@@ -214,8 +229,7 @@ def _read_array(path: Path, source: str) -> ImageSet | None:
             about = f.metadata() or {}
     except (OSError, SafetensorError):
         return None
-    noted = about.get("format"), about.get("source"), about.get("pixels")
-    if "pixels" not in tensors or noted != (FORMAT, source, _pixels_sha256(tensors["pixels"])):
+    if not _is_of(tensors, about, source):
         return None
     return ImageSet(
         pixels=tensors["pixels"],
