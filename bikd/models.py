@@ -48,8 +48,10 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (self.body(x) + self.shortcut(x)).relu()
 
-# %% ../nbs/01_models.ipynb #7af0630c
-def _layers(depth: int, widths: tuple[int, int, int, int], in_channels: int) -> list[nn.Module]:
+# %% ../nbs/01_models.ipynb #2671065c
+def _layers(
+    depth: int, widths: tuple[int, int, int, int], in_channels: int
+) -> tuple[list[nn.Module], int]:  # and the channels that come out
     "Stem and three stages; the second and third stage begin by halving the image."
     stem, *stages = widths
     layers = [*_conv_bn(in_channels, stem, 3, 1), nn.ReLU()]
@@ -58,7 +60,7 @@ def _layers(depth: int, widths: tuple[int, int, int, int], in_channels: int) -> 
         for j in range((depth - 2) // 6):
             layers.append(BasicBlock(c_in, c, stride=2 if i and not j else 1))
             c_in = c
-    return layers
+    return layers, c_in
 
 # %% ../nbs/01_models.ipynb #b4b37421
 def _init_convolutions(net: nn.Module) -> None:
@@ -90,9 +92,9 @@ class CifarResNet(nn.Module):
         head_init: str = "default",  # 'default' or 'kaiming' (fan-out, zero bias)
     ):
         super().__init__()
-        layers = _layers(depth, widths, in_channels)
+        layers, channels = _layers(depth, widths, in_channels)
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head = nn.Linear(channels, num_classes)
         _init_convolutions(self.features)
         _init_head(self.head, head_init)
 
