@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .basics import needs_extra
-from .data import DeviceImages
 from .losses import hard_loss, soft_loss
 from .report import TEXT_WIDTH, paper_style
 from .state import TrainingState
+from .views import DeviceImages
 
 with needs_extra("bikd.alignment"):
     import matplotlib.pyplot as plt

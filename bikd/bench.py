@@ -30,11 +30,12 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 
 from .basics import needs_extra
-from .data import DeviceImages, Images, Split, Views
+from .data import Split
 from .hypergradient import functional_forward, jvp, train_gradient, trainable
 from .losses import hard_loss, soft_loss
 from .methods import KD, BiKD, Method, Protocol
 from .models import create_model
+from .sources import Images
 from bikd.state import (
     Execution,
     Teacher,
@@ -46,6 +47,7 @@ from bikd.state import (
 )
 from .tangent import CompiledPush, Tape, compile_push
 from .training import forward_pass, losses_at, train_epoch
+from .views import DeviceImages, Views
 from .weight_net import WeightNet
 
 if TYPE_CHECKING:

@@ -14,13 +14,15 @@ import pandas as pd
 import torch
 
 from .bench import made_up, paired
-from .data import Images, Split, Views, get_source, long_tailed_counts
+from .data import Split, long_tailed_counts
 from .graph import Job
 from .memo import Table
 from .models import count_params, create_model
 from .runs import RunConfig
+from .sources import Images, get_source
 from .state import Execution, Teacher, set_up, train_batches
 from .training import train_epoch
+from .views import Views
 
 # %% ../nbs/12_cost.ipynb #03851e0c
 def new_answers(

@@ -22,10 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from .basics import ParameterError
-from .data import Source, data_home, get_source, long_tailed_counts
+from .data import long_tailed_counts
 from .methods import Protocol, get_method, methods_named, preset
 from .models import check_logits, create_model
 from .runs import RunConfig, make_config, one_line
+from .sources import Source, data_home, get_source
 from .state import pick_device
 
 # %% ../nbs/07a_experiment.ipynb #608ecfa6

@@ -97,7 +97,7 @@ class TracedRun:
 # %% ../nbs/16_explorer.ipynb #ea645ce4
 def training_pixels(
     run: Run,  # its config and split's hash
-    data_dir: str | os.PathLike | None = None,  # where images are, see `bikd.data.data_home`
+    data_dir: str | os.PathLike | None = None,  # where images are, see `bikd.sources.data_home`
 ) -> Tensor:  # uint8 (N, channels, H, W)
     "The images a run was trained on; `PlainError` if the data set gives others now."
     c = run.config
@@ -165,7 +165,7 @@ class RunView(TracedRun):
     def __init__(
         self,
         run: Run,  # with a trace
-        data_dir: str | os.PathLike | None = None,  # where images are, see `bikd.data.data_home`
+        data_dir: str | os.PathLike | None = None,  # where images are, see `bikd.sources.data_home`
     ):
         super().__init__(run)
         self.pixels = training_pixels(run, data_dir)  # uint8 (N, channels, H, W)
@@ -436,7 +436,7 @@ def is_explorable(
 
 def explorable(
     runs_dir: str | os.PathLike,  # a folder of runs
-    data_dir: str | os.PathLike | None = None,  # where images are, see `bikd.data.data_home`
+    data_dir: str | os.PathLike | None = None,  # where images are, see `bikd.sources.data_home`
 ) -> list[RunView]:  # BiKD first
     "The runs of a folder that can be explored; `PlainError` if there are none."
     found = [run for run in find_runs(runs_dir) if is_explorable(run)]

@@ -15,9 +15,10 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from .baselines import thirds
-from .data import Images, Split
+from .data import Split
 from .losses import hard_loss, soft_loss
 from .methods import CE, Method, Setting, TableRow, fixed, register
+from .sources import Images
 
 # %% ../nbs/05d_lfme.ipynb #010a5143
 PARTS = ("head", "medium", "tail")

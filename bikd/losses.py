@@ -12,66 +12,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/02_losses.ipynb #32ed0d8f
-def _two_dims(**tensors):
-    "Refuse logits that are not `(B, C)`: a mean over the wrong axis is a silent error."
+# %% ../nbs/02_losses.ipynb #eef9f8cb
+def _two_dims(**tensors: Tensor) -> None:
+    "`ValueError` for logits that are not `(B, C)`."
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
             raise ValueError(
-                f"{name} is a {type(t).__name__}; expected floating-point logits of shape (B, C), one tensor, in training mode too."
+                f"{name} is a {type(t).__name__}; expected floating-point logits of shape "
+                "(B, C), one tensor, in training mode too."
             )
         if t.ndim != 2 or not t.is_floating_point():
             raise ValueError(
-                f"{name} has shape {tuple(t.shape)} and dtype {t.dtype}; expected floating-point logits of shape (B, C)."
+                f"{name} has shape {tuple(t.shape)} and dtype {t.dtype}; expected "
+                "floating-point logits of shape (B, C)."
             )
+
+# %% ../nbs/02_losses.ipynb #23f0c8b4
+def _class_numbers(labels: Tensor, n: int) -> None:
+    "`ValueError` for labels that are not `n` integers."
+    is_integer = not (
+        labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+    )
+    if labels.shape != (n,) or not is_integer:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; "
+            f"expected integer class numbers of shape ({n},)."
+        )
+
+# %% ../nbs/02_losses.ipynb #32ed0d8f
+_NO_LABEL = torch.iinfo(torch.int64).min
 
 
 def hard_loss(
     logits: Tensor,  # raw outputs `(B, C)`
     labels: Tensor,  # int64 `(B,)`, 0 .. C-1
 ) -> Tensor:  # cross-entropy per sample `(B,)`, nats, >= 0
-    "CE(y, p) of §3.1, not reduced. `ValueError` for shapes or dtypes that do not fit."
+    "CE(y, p) of §3.1, not reduced. `ValueError` for shapes, dtypes or labels that do not fit."
     _two_dims(logits=logits)
-    if (
-        labels.shape != logits.shape[:1]
-        or labels.is_floating_point()
-        or labels.is_complex()
-        or labels.dtype == torch.bool
-    ):
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; "
-            f"expected integer class numbers of shape ({len(logits)},)."
-        )
+    _class_numbers(labels, len(logits))
     try:
-        return F.cross_entropy(
-            logits, labels.long(), reduction="none", ignore_index=torch.iinfo(torch.int64).min
-        )  # by default a label of -100 is a loss of 0
+        return F.cross_entropy(logits, labels.long(), reduction="none", ignore_index=_NO_LABEL)
     except IndexError:
         raise ValueError(
-            f"labels go from {labels.min().item()} to {labels.max().item()}; with logits of {logits.shape[1]} classes they must lie in 0 to {logits.shape[1] - 1}."
+            f"labels go from {labels.min().item()} to {labels.max().item()}; with logits of "
+            f"{logits.shape[1]} classes they must lie in 0 to {logits.shape[1] - 1}."
         ) from None
+
+# %% ../nbs/02_losses.ipynb #ecb841cb
+def _comparable(logits_s: Tensor, logits_t: Tensor) -> None:
+    "`ValueError` unless both are `(B, C)`, of one shape and dtype."
+    _two_dims(logits_s=logits_s, logits_t=logits_t)
+    if logits_s.shape != logits_t.shape:
+        raise ValueError(
+            f"student logits {tuple(logits_s.shape)} and teacher logits "
+            f"{tuple(logits_t.shape)} differ in shape: "
+            "the same batch and the same classes are needed."
+        )
+    if logits_s.dtype != logits_t.dtype:
+        raise ValueError(
+            f"student logits are {logits_s.dtype}, teacher logits {logits_t.dtype}: convert one "
+            "of them, or one loses digits unseen."
+        )
 
 # %% ../nbs/02_losses.ipynb #de8a5977
 def soft_loss(
     logits_s: Tensor,  # student logits `(B, C)`
     logits_t: Tensor,  # teacher logits `(B, C)`; no gradient flows into them
-    temperature: float = 4.0,  # τ > 0
+    temperature: float | Tensor = 4.0,  # τ > 0
 ) -> Tensor:  # τ²·KL(teacher‖student) per sample `(B,)`, nats, >= 0
-    "Soft loss of §3.1, not reduced: KL summed over classes, times τ². `ValueError` for shapes or temperatures that do not fit."
+    """Soft loss of §3.1, not reduced: KL summed over classes, times τ².
+
+    `ValueError` for shapes, dtypes or temperatures that do not fit."""
     if not (isinstance(temperature, (Real, Tensor)) and 0 < temperature <= 1e4):
         raise ValueError(
-            f"temperature={temperature}: must be a number above 0 and at most 10,000 (the paper uses 4)."
+            f"temperature={temperature}: must be a number above 0 and at most 10,000 "
+            "(the paper uses 4)."
         )
-    _two_dims(logits_s=logits_s, logits_t=logits_t)
-    if logits_s.shape != logits_t.shape:
-        raise ValueError(
-            f"student logits {tuple(logits_s.shape)} and teacher logits {tuple(logits_t.shape)} differ in shape: "
-            "the same batch and the same classes are needed."
-        )
-    if logits_s.dtype != logits_t.dtype:
-        raise ValueError(
-            f"student logits are {logits_s.dtype}, teacher logits {logits_t.dtype}: convert one of them, or one loses digits unseen."
-        )
+    _comparable(logits_s, logits_t)
     log_s = F.log_softmax(logits_s / temperature, 1)
     log_t = F.log_softmax(logits_t.detach() / temperature, 1)
     return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(1)

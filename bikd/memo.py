@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from .data import DeviceImages
+from .views import DeviceImages
 
 # %% ../nbs/05a_memo.ipynb #3e0759e5
 def _checksum(rows: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ class Method(BaseModel):
     from_val: ClassVar[str] = ""
     # of the training data: 'counts', 'groups'; see `check`
     needs: ClassVar[frozenset[str]] = frozenset()
-    # 'class_aware': batches by `bikd.data.class_aware_batches`
+    # 'class_aware': batches by `bikd.views.class_aware_batches`
     sampler: ClassVar[Literal["instance", "class_aware"]] = "instance"
     # preset -> settings that differ from the defaults under it
     presets: ClassVar[dict[str, dict]] = {}

@@ -10,6 +10,8 @@ import copy
 import importlib
 import inspect
 import re
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from .basics import seeded
 
 # %% ../nbs/01_models.ipynb #1961c040
 def _conv_bn(c_in: int, c_out: int, size: int, stride: int) -> list[nn.Module]:
+    "A convolution that keeps the image's size (or divides it by `stride`), and BatchNorm."
     return [
         nn.Conv2d(c_in, c_out, size, stride, padding=size // 2, bias=False),
         nn.BatchNorm2d(c_out),
@@ -25,7 +28,9 @@ def _conv_bn(c_in: int, c_out: int, size: int, stride: int) -> list[nn.Module]:
 
 
 class BasicBlock(nn.Module):
-    "Two 3×3 convolutions with BatchNorm around a shortcut; `(B, c_in, H, W)` to `(B, c_out, H/stride, W/stride)`."
+    """Two 3×3 convolutions with BatchNorm around a shortcut.
+
+    `(B, c_in, H, W)` to `(B, c_out, H/stride, W/stride)`."""
 
     def __init__(
         self,
@@ -43,9 +48,40 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (self.body(x) + self.shortcut(x)).relu()
 
+# %% ../nbs/01_models.ipynb #2671065c
+def _layers(
+    depth: int, widths: tuple[int, int, int, int], in_channels: int
+) -> tuple[list[nn.Module], int]:  # and the channels that come out
+    "Stem and three stages; the second and third stage begin by halving the image."
+    stem, *stages = widths
+    layers = [*_conv_bn(in_channels, stem, 3, 1), nn.ReLU()]
+    c_in = stem
+    for i, c in enumerate(stages):
+        for j in range((depth - 2) // 6):
+            layers.append(BasicBlock(c_in, c, stride=2 if i and not j else 1))
+            c_in = c
+    return layers, c_in
+
+# %% ../nbs/01_models.ipynb #b4b37421
+def _init_convolutions(net: nn.Module) -> None:
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _init_head(head: nn.Linear, how: str) -> None:
+    "'default' leaves the head as PyTorch made it."
+    if how == "kaiming":
+        nn.init.kaiming_normal_(head.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(head.bias)
+    elif how != "default":
+        raise ValueError(f"head_init={how!r} is unknown; there are: 'default', 'kaiming'.")
+
 # %% ../nbs/01_models.ipynb #f135eb22
 class CifarResNet(nn.Module):
-    "CIFAR ResNet: stem, three stages of `BasicBlock`, average pooling, linear head. `(B, in_channels, H, W)` to logits `(B, num_classes)`."
+    """CIFAR ResNet: stem, three stages of `BasicBlock`, average pooling, linear head.
+
+    `(B, in_channels, H, W)` to logits `(B, num_classes)`. `ValueError` for another `head_init`."""
 
     def __init__(
         self,
@@ -56,32 +92,28 @@ class CifarResNet(nn.Module):
         head_init: str = "default",  # 'default' or 'kaiming' (fan-out, zero bias)
     ):
         super().__init__()
-        stem, *stages = widths
-        layers, c_in = [*_conv_bn(in_channels, stem, 3, 1), nn.ReLU()], stem
-        for i, c in enumerate(stages):
-            for j in range((depth - 2) // 6):
-                layers.append(BasicBlock(c_in, c, stride=2 if i and not j else 1))
-                c_in = c
+        layers, channels = _layers(depth, widths, in_channels)
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(c_in, num_classes)
-        for m in self.features.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-        if head_init == "kaiming":
-            nn.init.kaiming_normal_(self.head.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(self.head.bias)
-        elif head_init != "default":
-            raise ValueError(
-                f"head_init={head_init!r} is unknown; there are: 'default', 'kaiming'."
-            )
+        self.head = nn.Linear(channels, num_classes)
+        _init_convolutions(self.features)
+        _init_head(self.head, head_init)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
 
-# %% ../nbs/01_models.ipynb #e94d7df5
+# %% ../nbs/01_models.ipynb #599be18e
 DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
 
+def _factory(name: str) -> Callable[..., nn.Module]:
+    "What `'package.module:factory'` names."
+    module, attr = name.split(":", 1)
+    try:
+        return getattr(importlib.import_module(module), attr)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"net {name!r} cannot be imported: {e}") from e
+
+# %% ../nbs/01_models.ipynb #e94d7df5
 def check_model(
     name: str,  # as `create_model`
 ) -> str:  # the same name
@@ -92,19 +124,28 @@ def check_model(
         return name
     if ":" not in name:
         raise ValueError(
-            f"net {name!r} is unknown; there are resnet{{{', '.join(map(str, DEPTHS))}}}, each with or without x4, "
-            "and 'package.module:factory'."
+            f"net {name!r} is unknown; there are resnet{{{', '.join(map(str, DEPTHS))}}}, each "
+            "with or without x4, and 'package.module:factory'."
         )
     _factory(name)
     return name
 
+# %% ../nbs/01_models.ipynb #05b9e8e4
+def _built_in(name: str, num_classes: int, in_channels: int, head_init: str) -> CifarResNet:
+    depth, _, wide = name.removeprefix("resnet").partition("x")
+    widths = (32, 64, 128, 256) if wide else (16, 16, 32, 64)
+    return CifarResNet(int(depth), widths, num_classes, in_channels, head_init)
 
-def _factory(name: str):
-    module, attr = name.split(":", 1)
-    try:
-        return getattr(importlib.import_module(module), attr)
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"net {name!r} cannot be imported: {e}") from e
+
+def _imported(name: str, num_classes: int, in_channels: int, head_init: str) -> nn.Module:
+    if head_init != "default":
+        raise ValueError(
+            f"head_init={head_init!r} is known for the built-in nets only, not for {name!r}."
+        )
+    factory = _factory(name)
+    if "in_channels" in inspect.signature(factory).parameters:
+        return factory(num_classes=num_classes, in_channels=in_channels)
+    return factory(num_classes=num_classes)
 
 # %% ../nbs/01_models.ipynb #e9293d5d
 def create_model(
@@ -120,27 +161,9 @@ def create_model(
         raise ValueError(
             f"num_classes={num_classes}, in_channels={in_channels}: both must be at least 1."
         )
-    if seed is not None:
-        with seeded(seed, "init", name):
-            return create_model(name, num_classes, in_channels, head_init)
-    if ":" not in name:
-        depth, _, wide = name.removeprefix("resnet").partition("x")
-        return CifarResNet(
-            int(depth),
-            (32, 64, 128, 256) if wide else (16, 16, 32, 64),
-            num_classes,
-            in_channels,
-            head_init,
-        )
-    if head_init != "default":
-        raise ValueError(
-            f"head_init={head_init!r} is known for the built-in nets only, not for {name!r}."
-        )
-    factory = _factory(name)
-    known = inspect.signature(factory).parameters
-    return factory(
-        num_classes=num_classes, **({"in_channels": in_channels} if "in_channels" in known else {})
-    )
+    make = _imported if ":" in name else _built_in
+    with nullcontext() if seed is None else seeded(seed, "init", name):
+        return make(name, num_classes, in_channels, head_init)
 
 # %% ../nbs/01_models.ipynb #d145b23f
 @torch.no_grad()
@@ -149,7 +172,7 @@ def check_logits(
     x: Tensor,  # one image `(1, channels, H, W)`
     num_classes: int,  # C
     who: str = "net",  # how the message calls it
-):
+) -> None:
     "Refuse, with a `ValueError`, a net that does not turn one image into logits `(1, C)`."
     if not isinstance(net, nn.Module):
         raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
@@ -157,38 +180,50 @@ def check_logits(
         out = copy.deepcopy(net).eval()(x)
     except Exception as e:
         raise ValueError(
-            f"the {who} fails on an image of shape {tuple(x.shape[1:])} and dtype {x.dtype} ({type(e).__name__}: {e})."
+            f"the {who} fails on an image of shape {tuple(x.shape[1:])} and dtype {x.dtype} "
+            f"({type(e).__name__}: {e})."
         ) from e
     if not isinstance(out, Tensor) or out.shape != (1, num_classes) or not out.is_floating_point():
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(
-            f"the {who} returns {got} for one image; expected logits of shape (1, {num_classes}): one number per class."
+            f"the {who} returns {got} for one image; expected logits of shape "
+            f"(1, {num_classes}): one number per class."
         )
 
 # %% ../nbs/01_models.ipynb #bc0d2aa6
-def count_params(model: nn.Module) -> int:
+def count_params(
+    model: nn.Module,  # any module
+) -> int:
     "Trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def _macs(layer: nn.Module, out: Tensor) -> int:
+    "The products it took to compute `out`: for each of its numbers, one per weight used."
+    if isinstance(layer, nn.Conv2d):
+        return out.numel() * layer.weight[0].numel()
+    assert isinstance(layer, nn.Linear)
+    return out.numel() * layer.in_features
+
+# %% ../nbs/01_models.ipynb #59e2a750
 @torch.no_grad()
 def count_macs(
     model: nn.Module,  # any module of convolutions and linear layers
     in_shape: tuple[int, int, int] = (3, 32, 32),  # (channels, H, W) of one image
 ) -> int:  # multiply-accumulates per image
-    "Multiply-accumulates of `Conv2d` and `Linear` layers in one forward pass; BatchNorm, biases and additions are not counted."
-    total, hooks, was_training = 0, [], model.training
+    """Multiply-accumulates of `Conv2d` and `Linear` layers in one forward pass.
 
-    def count(m, _, out):
-        nonlocal total
-        total += out.numel() * (m.weight[0].numel() if isinstance(m, nn.Conv2d) else m.in_features)
-
-    for m in model.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)):
-            hooks.append(m.register_forward_hook(count))
+    BatchNorm, biases and additions are not counted."""
+    counts: list[int] = []
+    was_training = model.training
+    hooks = [
+        m.register_forward_hook(lambda layer, _, out: counts.append(_macs(layer, out)))
+        for m in model.modules()
+        if isinstance(m, (nn.Conv2d, nn.Linear))
+    ]
     p = next(model.parameters())
     model.eval()(torch.zeros(1, *in_shape, device=p.device, dtype=p.dtype))
-    for h in hooks:
-        h.remove()
+    for hook in hooks:
+        hook.remove()
     model.train(was_training)
-    return total
+    return sum(counts)

@@ -33,17 +33,12 @@ from torch import Tensor, nn
 import bikd
 from .basics import RecordError, atomic_write, make_folder, said_plainly
 from .checkpoints import Progress
-from bikd.data import (
-    Split,
-    get_source,
-    load_split,
-    long_tailed_counts,
-    protocol_card,
-)
+from .data import Split, load_split, long_tailed_counts, protocol_card
 from .losses import hard_loss
 from .measuring import check_answers, evaluate
 from .methods import Method, Protocol, get_method, own_code, preset, rank
 from .models import check_model, create_model
+from .sources import get_source
 from .state import Execution, Teacher, TrainingState, preflight
 from .training import train
 
@@ -53,7 +48,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     schema_version: Literal[1] = 1
-    dataset: str  # a key of `bikd.data.SOURCES`
+    dataset: str  # a key of `bikd.sources.SOURCES`
     rho: float  # imbalance ratio, >= 1
     seed: int = Field(ge=0)  # draws the split, the initial weights, the order and the views
     method: str  # a key of `bikd.methods.METHODS`
@@ -709,7 +704,7 @@ def _as_asked(found: Run, cfg: RunConfig, split: Split | None) -> Run:
 def run(
     cfg: RunConfig,  # what to run
     runs_dir,  # where runs live; made if missing
-    data_dir=None,  # where images are, see `bikd.data.data_home`
+    data_dir=None,  # where images are, see `bikd.sources.data_home`
     device="cpu",
     split: Split | None = None,  # drawn from the config unless given
     show: bool = True,  # progress

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 from .basics import ParameterError
-from .data import get_source
 from .experiment import refused
 from .methods import get_method, rank
 from .runs import Run, RunConfig, find_runs, make_config
+from .sources import get_source
 
 # %% ../nbs/07b_select.ipynb #3496ea47
 def by_method(

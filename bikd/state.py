@@ -16,22 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bikd.data import (
-    Batch,
-    DeviceImages,
-    Images,
-    Split,
-    class_aware_batches,
-    endless_batches,
-    epoch_batches,
-    pixel_stats,
-)
+from .data import Split, pixel_stats
 from .hypergradient import FORWARD_MODE, functional_forward, trainable
 from .measuring import evaluate
 from .memo import Memo
 from .methods import Bilevel, Method, Protocol, Setting
 from .models import check_logits, count_macs
+from .sources import Images
 from .tangent import CompiledPush, worth_compiling
+from .views import Batch, DeviceImages, class_aware_batches, endless_batches, epoch_batches
 
 # %% ../nbs/05f_state.ipynb #2d3476f7
 class Teacher(nn.Module):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .basics import said_plainly, seeded
 from .checkpoints import Progress, add_epoch, load_checkpoint, run_key, save_checkpoint
-from .data import Batch, DeviceImages, Split
+from .data import Split
 from bikd.hypergradient import (
     FORWARD_MODE,
     RngState,
@@ -33,10 +33,11 @@ from bikd.hypergradient import (
     trainable,
     weight_gradient,
 )
-from .measuring import Tally, check_finite, check_parameters, evaluate, logits_of, score
+from .measuring import Tally, check_finite, check_finite_parameters, evaluate, logits_of, score
 from .methods import Bilevel, Method, Protocol, Step
 from .state import Execution, TrainingState, ask_teacher, set_up, train_batches, val_batches
 from .tangent import Tape, compile_push, is_dual
+from .views import Batch, DeviceImages
 
 # %% ../nbs/06_training.ipynb #dac9885c
 def train_epoch(
@@ -277,7 +278,7 @@ def run_epoch(
     tally = Tally(state.method, state.split.n_classes, len(state.train), state.device)
     with seeded(state.seed, "noise", epoch, device=state.device):
         train_epoch(state, epoch, tally)
-    check_parameters(state.params, epoch)
+    check_finite_parameters(state.params, epoch)
     lr = state.optimizer.param_groups[0]["lr"]
     return dict(epoch=epoch + 1, lr=lr) | tally.row() | measure(state, epoch), tally
 

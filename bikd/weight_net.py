@@ -6,12 +6,33 @@
 __all__ = ['WeightNet', 'weight_surface']
 
 # %% ../nbs/03_weight_net.ipynb #21d8f31a
+from collections.abc import Iterable
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
+# %% ../nbs/03_weight_net.ipynb #3776523c
+_COLUMNS = {  # which columns of (CE_teacher, CE_student) the net looks at, in which order
+    "teacher,student": [0, 1],
+    "student,teacher": [1, 0],
+    "teacher": [0],
+    "student": [1],
+}
+_OUTPUTS = ("sigmoid", "softmax")
+
+
+def _check_known(name: str, given: str, known: Iterable[str]) -> None:
+    "`ValueError` that lists what is known."
+    if given not in known:
+        raise ValueError(f"{name}={given!r} is unknown; there are: {', '.join(map(repr, known))}.")
+
 # %% ../nbs/03_weight_net.ipynb #a7fc8b7e
 class WeightNet(nn.Module):
-    "f_φ of §3.2: per-sample losses `(B, 2)` = (CE_teacher, CE_student), detached, to weights `(B, 2)` = (w_hard, w_soft) in (0, 1)."
+    """f_φ of §3.2, from per-sample losses to the weights of these losses.
+
+    `(B, 2)` = (CE_teacher, CE_student), nats, detached, to `(B, 2)` = (w_hard, w_soft) in (0, 1).
+    `ValueError` for unknown `inputs` or `outputs` and for an empty hidden layer."""
 
     def __init__(
         self,
@@ -25,20 +46,14 @@ class WeightNet(nn.Module):
             raise ValueError(
                 f"hidden={hidden}: at least one layer of at least one unit, for example (64, 64)."
             )
-        for name, given, known in (
-            ("inputs", inputs, ("teacher,student", "student,teacher", "teacher", "student")),
-            ("outputs", outputs, ("sigmoid", "softmax")),
-        ):
-            if given not in known:
-                raise ValueError(
-                    f"{name}={given!r} is unknown; there are: {', '.join(map(repr, known))}."
-                )
-        self.columns, self.outputs = (
-            [("teacher", "student").index(i) for i in inputs.split(",")],
-            outputs,
-        )
+        _check_known("inputs", inputs, _COLUMNS)
+        _check_known("outputs", outputs, _OUTPUTS)
+        self.columns = _COLUMNS[inputs]
+        self.outputs = outputs
         sizes = [len(self.columns), *hidden]
-        layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.Tanh())]
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(sizes):
+            layers += [nn.Linear(n_in, n_out), nn.Tanh()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 2))
 
     def forward(self, losses: Tensor) -> Tensor:

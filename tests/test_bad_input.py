@@ -15,7 +15,7 @@ from torch import nn
 
 from bikd import losses, models
 from bikd.basics import ParameterError, PlainError, RecordError
-from bikd.data import Images, load_split, long_tailed_counts, toy_split
+from bikd.data import load_split, long_tailed_counts, toy_split
 from bikd.experiment import Parameters, make_plan
 from bikd.graph import read_graph
 from bikd.hypergradient import hypergradient, weight_gradient
@@ -33,6 +33,7 @@ from bikd.runs import (
     run,
     summarise,
 )
+from bikd.sources import Images
 from bikd.table import interval
 from bikd.training import train
 from bikd.weight_net import WeightNet

@@ -7,12 +7,12 @@ import torch
 from pydantic import PrivateAttr
 from torch import nn
 
-from bikd.data import toy_split
+from bikd.data import load_split, toy_split
 from bikd.experiment import Parameters, make_plan
 from bikd.lfme import Experts
 from bikd.measuring import evaluate
 from bikd.methods import Bilevel, Distillation, Protocol, get_method, preset, table_rows
-from bikd.runs import load_split, make_config, run
+from bikd.runs import make_config, run
 from bikd.state import set_up, train_batches
 from bikd.training import train, train_epoch
 

@@ -5,16 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bikd.data import (
-    DeviceImages,
-    Images,
-    Source,
-    Views,
-    draw_split,
-    endless_batches,
-    epoch_batches,
-    long_tailed_counts,
-)
+from bikd.data import draw_split, long_tailed_counts
 from bikd.losses import hard_loss, soft_loss
 from bikd.methods import METHODS, Protocol, get_method
 from bikd.own_data import hold_out
@@ -26,6 +17,8 @@ from bikd.runs import (
     make_config,
     shot_groups,
 )
+from bikd.sources import Images, Source
+from bikd.views import DeviceImages, Views, endless_batches, epoch_batches
 
 settings.register_profile("bikd", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("bikd")

@@ -17,15 +17,9 @@ import pytest
 import torch
 from torchvision import datasets
 
-from bikd import data
-from bikd.data import (
-    draw_split,
-    get_source,
-    load_cifar,
-    load_fashion_mnist,
-    load_split,
-    long_tailed_counts,
-)
+from bikd import sources
+from bikd.data import draw_split, load_split, long_tailed_counts
+from bikd.sources import get_source, load_cifar, load_fashion_mnist
 
 
 def md5(path):
@@ -45,8 +39,8 @@ def served(folder):
 
 def four_at_once(load, fetch, monkeypatch):
     "What four threads get that load the same images at once, and how often they were fetched."
-    real, fetched = getattr(data, fetch), []
-    monkeypatch.setattr(data, fetch, lambda *a: (fetched.append(a), real(*a)))
+    real, fetched = getattr(sources, fetch), []
+    monkeypatch.setattr(sources, fetch, lambda *a: (fetched.append(a), real(*a)))
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda _: load(), range(4))), len(fetched)
 
@@ -162,7 +156,7 @@ def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(
         tar.addfile(entry)
     monkeypatch.setattr(cls, "tgz_md5", md5(archive))  # the checksum is right
     with pytest.raises(
-        data.DataError, match=f"is not unpacked: '{name}' in it is a link, a device or outside"
+        sources.DataError, match=f"is not unpacked: '{name}' in it is a link, a device or outside"
     ):
         load_cifar("cifar10", home)
     assert {p.name for p in tmp_path.rglob("*")} == {
@@ -185,7 +179,7 @@ def make_fashion(folder, monkeypatch, zipped=True):
             name = f"{part}-{kind}-ubyte"
             sums[name] = hashlib.sha256(raw).hexdigest()
             (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(raw) if zipped else raw)
-    monkeypatch.setattr(data, "FASHION_SHA256", sums)
+    monkeypatch.setattr(sources, "FASHION_SHA256", sums)
 
 
 @pytest.mark.parametrize("where", ["", "FashionMNIST/raw"])
@@ -199,10 +193,10 @@ def test_fashion_is_read_flat_or_as_torchvision_keeps_it(where, zipped, tmp_path
     (path,) = (tmp_path / "home" / where).glob("train-images*")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])  # cut short
-    with pytest.raises(data.DataError, match="train-images.*damaged"):
+    with pytest.raises(sources.DataError, match="train-images.*damaged"):
         load_fashion_mnist(tmp_path / "home")
     path.write_bytes(gzip.compress(b"other") if zipped else b"other")
-    with pytest.raises(data.DataError, match="damaged or another one"):
+    with pytest.raises(sources.DataError, match="damaged or another one"):
         load_fashion_mnist(tmp_path / "home")
 
 
@@ -222,7 +216,7 @@ def test_a_fashion_download_is_whole_or_absent_and_fetched_once(tmp_path, monkey
                 last.write_bytes(ill)
             else:
                 last.unlink()
-            with pytest.raises(data.DataError, match="nor could it be downloaded"):
+            with pytest.raises(sources.DataError, match="nor could it be downloaded"):
                 load_fashion_mnist(home)
             assert not (home / "FashionMNIST").exists()
         last.write_bytes(sound)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from bikd.data import DeviceImages, pixel_stats, toy_split
+from bikd.data import pixel_stats, toy_split
 from bikd.memo import CHUNK, Memo
 from bikd.methods import BiKD, Protocol
 from bikd.models import create_model
 from bikd.runs import make_config, run
 from bikd.training import train
+from bikd.views import DeviceImages
 
 
 @pytest.fixture(autouse=True)

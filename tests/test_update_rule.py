@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from bikd.data import endless_batches, epoch_batches, toy_split
+from bikd.data import toy_split
 from bikd.methods import BiKD, Protocol, preset
 from bikd.training import train
+from bikd.views import endless_batches, epoch_batches
 
 EPOCHS, BATCH, TAU = 5, 10, 4.0
 
