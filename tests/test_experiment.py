@@ -45,7 +45,8 @@ def test_the_page_is_worth_reading_and_a_second_call_repeats_nothing(root, tmp_p
     args = ["-p", "rho", "100", "-p", "runs_dir", tmp_path / "runs", *QUICK]
     first = papermill(root, *args, out=tmp_path / "a.ipynb")
     assert first.returncode == 0, first.stderr[-2000:]
-    assert "unknown parameter" not in first.stderr.lower() and "Unable to parse" not in first.stderr
+    assert "unknown parameter" not in first.stderr.lower()
+    assert "Unable to parse" not in first.stderr
     nb = nbformat.read(tmp_path / "a.ipynb", 4)
     text = text_of(nb)
     pictures = [o for o in outputs(nb, "display_data") if "image/png" in o.data]
@@ -69,7 +70,8 @@ def test_the_page_is_worth_reading_and_a_second_call_repeats_nothing(root, tmp_p
     second = papermill(root, *args, cwd=tmp_path)
     assert second.returncode == 0, second.stderr[-2000:]
     again = text_of(nbformat.reads(second.stdout, 4))
-    assert again.count("loaded, it was finished before: ") == 4 and "trained: " not in again
+    assert again.count("loaded, it was finished before: ") == 4
+    assert "trained: " not in again
 
 
 BAD = [
@@ -95,7 +97,9 @@ def test_bad_parameters_end_in_one_message_and_leave_nothing(root, tmp_path, giv
     assert done.returncode != 0
     nb = nbformat.read(tmp_path / "out.ipynb", 4)
     (error,) = outputs(nb, "error")
-    assert error.ename == "ParameterError" and message in error.evalue and "\n" not in error.evalue
+    assert error.ename == "ParameterError"
+    assert message in error.evalue
+    assert "\n" not in error.evalue
     assert error.traceback == [f"ParameterError: {error.evalue}"]  # no frames of ours
     assert message in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -126,11 +130,9 @@ def test_a_lost_tag_is_noticed(root, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert (
-        done.returncode != 0
-        and "tag 'parameters' is lost" in done.stderr
-        and not (tmp_path / "runs").exists()
-    )
+    assert done.returncode != 0
+    assert "tag 'parameters' is lost" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_papermill_infers_every_parameter_with_its_help(root):

@@ -47,13 +47,13 @@ def test_a_rebuild_is_byte_identical_and_the_committed_numbers_are_those_of_the_
     root, tmp_path, notebook, parameters, names
 ):
     once, again = (made(root, notebook, tmp_path / n, *parameters) for n in "ab")
-    assert once == again and all(f"{n}{e}" in once for n in names for e in (".pdf", ".png"))
+    assert once == again
+    assert all(f"{n}{e}" in once for n in names for e in (".pdf", ".png"))
     committed = {
         n: (root / "paper_figures" / n).read_bytes() for n in once if n.endswith(".csv")
     }  # pictures may differ between versions of matplotlib
-    assert committed == {n: b for n, b in once.items() if n.endswith(".csv")} and bool(
-        committed
-    ) == (notebook != "figure1_2")
+    assert committed == {n: b for n, b in once.items() if n.endswith(".csv")}
+    assert bool(committed) == (notebook != "figure1_2")
 
 
 def test_the_records_of_fashion_mnist_make_figures_too(root, tmp_path):
@@ -81,7 +81,8 @@ def test_the_student_that_was_watched_is_the_one_of_the_records(root):
             index=["epoch", "class"], columns="term", values="weight"
         )
         theirs = r.class_weights.set_index(["epoch", "class"])[["w_hard", "w_soft"]]
-        assert len(mine) == 300 and (abs(mine.values - theirs.values) < 1e-6).all()
+        assert len(mine) == 300
+        assert (abs(mine.values - theirs.values) < 1e-6).all()
 
 
 @pytest.mark.parametrize(
@@ -104,4 +105,6 @@ def test_bad_input_is_named(root, tmp_path, notebook, name, value, message):
         (name, value),
         *([("out", str(tmp_path / "out"))] if notebook not in ("explore", "alignment") else []),
     )
-    assert done.returncode != 0 and message in done.stderr and not (tmp_path / "out").exists()
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from nets import conv_net
 
 from bikd.basics import ParameterError
 from bikd.data import toy_split
@@ -17,17 +17,7 @@ SPLIT = toy_split(60)
 
 
 def small_net(width=8):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 3, padding=1),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(64 * width, 3),
-    )
+    return conv_net(width, blocks=2, pool=False, seed=0)
 
 
 def trained(method, precision, *, teacher=None, compile=False, epochs=2):
@@ -59,7 +49,8 @@ def test_students_under_autocast_are_near_those_in_float32_and_kept_in_float32(n
     assert 0 < distance(full, low) < 0.02
     assert all(t.dtype != torch.bfloat16 for t in low.student.state_dict().values())
     momenta = [s["momentum_buffer"] for s in low.optimizer.state.values()]
-    assert momenta and all(m.dtype == torch.float32 for m in momenta)
+    assert momenta
+    assert all(m.dtype == torch.float32 for m in momenta)
     assert all(isinstance(v, float | int) for v in progress.history[-1].values())
 
 

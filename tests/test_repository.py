@@ -178,11 +178,9 @@ def test_imports_stay_light(module, forbidden):
 def test_readme_commands_are_real(root):
     text = (root / "README.md").read_text()
     blocks = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.S))
-    assert (
-        "papermill nbs/run_experiment.ipynb runs/rho100.ipynb -p rho 100" in blocks
-        and "nbdev_test" in blocks
-        and "pytest" in blocks
-    )
+    assert "papermill nbs/run_experiment.ipynb runs/rho100.ipynb -p rho 100" in blocks
+    assert "nbdev_test" in blocks
+    assert "pytest" in blocks
     from bikd.experiment import Parameters
 
     for command in re.findall(r"papermill nbs.*", blocks):
@@ -192,7 +190,8 @@ def test_readme_commands_are_real(root):
             assert name in Parameters.model_fields, name
     for path in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (root / path).exists(), path
-    assert ".[dev]" in blocks and ".[dev]" in (root / ".ci" / "run").read_text()
+    assert ".[dev]" in blocks
+    assert ".[dev]" in (root / ".ci" / "run").read_text()
 
 
 def test_readme_numbers_are_those_of_the_records(root):
@@ -202,13 +201,15 @@ def test_readme_numbers_are_those_of_the_records(root):
     folder = root / "paper_figures" / "records" / "mnist5k"
     every = find_runs(folder)
     for r in every:
-        assert r.config.run_id == r.folder.name and len(r.metrics) == r.summary["epochs"]
+        assert r.config.run_id == r.folder.name
+        assert len(r.metrics) == r.summary["epochs"]
     runs = [
         r
         for r in every
         if r.config.rho == 100 and r.config.method in ("teacher", "ce", "kd", "bikd")
     ]
-    assert len(runs) == 12 and {r.config.seed for r in runs} == {0, 1, 2}
+    assert len(runs) == 12
+    assert {r.config.seed for r in runs} == {0, 1, 2}
     text = (root / "README.md").read_text()
     for method, row in accuracy_table(runs).iterrows():
         (line,) = [
@@ -263,7 +264,8 @@ def test_readme_table_and_its_reading_are_those_of_the_records(root):
     runs = find_cells(root / "paper_figures" / "records", sets)
     cells = table1(runs, columns, rows)
     table = markdown_table(wide(cells).rename_axis("method").reset_index())
-    assert table.strip() in text and all(cells.n[cells["mean"].notna()] == 3)
+    assert table.strip() in text
+    assert all(cells.n[cells["mean"].notna()] == 3)
     printed = (root / "paper_figures" / "table1.md").read_text()
     for d in sets:
         assert (
@@ -283,14 +285,11 @@ def test_readme_table_and_its_reading_are_those_of_the_records(root):
         {d: set(v.index[v == word]) for d, v in verdicts.items()} for word in ("behind", "ahead")
     )
     both = {"cckd", "lfme", "bsce", "ce_balanced", "ce_val", "bsce_val"}
-    assert behind == dict(
-        mnist5k=both | {"ltkd", "l2rw"}, fashion_mnist=both | {"kd_val"}
-    ) and ahead == dict(mnist5k={"mwn"}, fashion_mnist={"bkd"})
+    assert behind == dict(mnist5k=both | {"ltkd", "l2rw"}, fashion_mnist=both | {"kd_val"})
+    assert ahead == dict(mnist5k={"mwn"}, fashion_mnist={"bkd"})
     by = {m: [f"{above(m, 'bikd')[d, 100.0]:.0f}" for d in sets] for m in ("bsce", "ce_val")}
-    assert (
-        f"is {' and '.join(by['bsce'])} points above BiKD" in text
-        and f"is {' and '.join(by['ce_val'])} points above BiKD" in text
-    )
+    assert f"is {' and '.join(by['bsce'])} points above BiKD" in text
+    assert f"is {' and '.join(by['ce_val'])} points above BiKD" in text
     assert all(abs(above("lfme", "ce_balanced")[d, 100.0]) < 2 for d in sets)
     ends = {(d, c): [] for d in sets for c in ("w_hard", "w_soft")}
     for r in runs:
@@ -322,11 +321,9 @@ def test_the_planners_record_is_what_the_workflows_page_says(root):
         .tolist()
     )
     text = (root / "workflow" / "README.md").read_text()
-    assert (
-        len(off) == 12
-        and f"nine took {off[0]:.2f} to {off[8]:.2f} times" in text
-        and f"took {off[9]:.1f} to {off[11]:.1f} times" in text
-    )
+    assert len(off) == 12
+    assert f"nine took {off[0]:.2f} to {off[8]:.2f} times" in text
+    assert f"took {off[9]:.1f} to {off[11]:.1f} times" in text
 
 
 def test_readme_costs_are_those_of_the_benchmark(root):
@@ -353,7 +350,8 @@ def test_readme_costs_are_those_of_the_benchmark(root):
         in text
     )
     env = json.loads((folder / "env.json").read_text())
-    assert f"to repay {env['compile_s']:.0f} s of compiling" in text and not env["git_dirty"]
+    assert f"to repay {env['compile_s']:.0f} s of compiling" in text
+    assert not env["git_dirty"]
 
 
 def test_the_page_of_limits_names_tests_that_exist(root):
@@ -362,7 +360,8 @@ def test_the_page_of_limits_names_tests_that_exist(root):
         "\n".join(p.read_text() for p in (root / "tests").rglob("test_*.py")),
     )
     named = set(re.findall(r"`(test_\w+)`", page))
-    assert len(named) > 10 and all(f"def {n}(" in tests for n in named)
+    assert len(named) > 10
+    assert all(f"def {n}(" in tests for n in named)
     for path in re.findall(r"\]\((?!http)([^)#]+)|`(tests/[\w/.]+)`", page):
         assert (root / "".join(path)).exists(), path
 
@@ -374,12 +373,10 @@ def test_ablations_and_the_threads_share_of_chance_are_those_of_the_records(root
     records, readme = root / "paper_figures" / "records", (root / "README.md").read_text()
     e = effects([r for r in find_runs(records / "ablations") if r.config.method == "bikd"])
     changes = e[e.index != ""]
-    assert (
-        len(changes) == 30
-        and (changes.n == 3).all()
-        and (changes.verdict == "open").sum() == 26
-        and (changes.verdict == "behind").sum() == 4
-    )
+    assert len(changes) == 30
+    assert (changes.n == 3).all()
+    assert (changes.verdict == "open").sum() == 26
+    assert (changes.verdict == "behind").sum() == 4
     rows = dict(re.findall(r"^\| `(\w+=\w+)`[^|]*\| ([^|]+) \| behind \|$", readme, re.M))
     assert rows == changes[changes.verdict == "behind"].text.to_dict()
 

@@ -34,7 +34,8 @@ def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
         assert any(cfg.method in l and "epoch   2/4" in l for l in lines)
         p.send_signal(signal.SIGKILL)
         p.wait()
-        assert checkpoint.exists() and find_run(tmp_path / "torn", cfg.run_id) is None
+        assert checkpoint.exists()
+        assert find_run(tmp_path / "torn", cfg.run_id) is None
     finish(start(tmp_path / "torn", teacher, student))
     for cfg in (teacher, student):
         assert record(tmp_path / "calm", cfg) == record(tmp_path / "torn", cfg)
@@ -246,15 +247,18 @@ def test_summary_and_files_keep_the_contract(tmp_path):
         "train_time_s",
         "device",
     ]
-    assert set(keys) <= set(r.summary) and r.folder.name == r.summary["run_id"] == r.config.run_id
-    assert not list(r.folder.glob("checkpoint*")) and not list(r.folder.glob(".*.tmp"))
+    assert set(keys) <= set(r.summary)
+    assert r.folder.name == r.summary["run_id"] == r.config.run_id
+    assert not list(r.folder.glob("checkpoint*"))
+    assert not list(r.folder.glob(".*.tmp"))
 
 
 def test_a_diverging_run_stops_and_leaves_no_summary(tmp_path):
     cfg = make_config("mnist5k", 100, 0, "ce", protocol=dict(epochs=1, batch_size=1000, lr=1e30))
     with pytest.raises(NonFiniteLoss, match="after epoch 0: the val cross-entropy is"):
         run(cfg, tmp_path, show=False)
-    assert find_run(tmp_path, cfg.run_id) is None and len(load_runs(tmp_path)) == 0
+    assert find_run(tmp_path, cfg.run_id) is None
+    assert len(load_runs(tmp_path)) == 0
 
 
 def test_records_of_an_unknown_method_are_not_called_damaged(tmp_path):
@@ -263,7 +267,8 @@ def test_records_of_an_unknown_method_are_not_called_damaged(tmp_path):
         name = "mine"
 
     cfg = make_config("mnist5k", 100, 0, "mine", protocol=dict(epochs=1))
-    assert run(cfg, tmp_path, show=False).fresh and list(load_runs(tmp_path).method) == ["mine"]
+    assert run(cfg, tmp_path, show=False).fresh
+    assert list(load_runs(tmp_path).method) == ["mine"]
     del METHODS["mine"]
     with pytest.raises(ValueError, match="'mine' is unknown.*register or install that first"):
         load_runs(tmp_path)
@@ -279,11 +284,9 @@ def test_a_method_whose_code_has_changed_does_not_get_the_old_numbers(tmp_path):
 
     cfg = make_config("mnist5k", 100, 0, "mine", net="resnet8", protocol=dict(epochs=1))
     first = run(cfg, tmp_path, show=False)
-    assert (
-        own_code(CE) == ""
-        and first.summary["method_code"] == own_code(Mine)
-        and not run(cfg, tmp_path, show=False).fresh
-    )
+    assert own_code(CE) == ""
+    assert first.summary["method_code"] == own_code(Mine)
+    assert not run(cfg, tmp_path, show=False).fresh
 
     @register
     class Mine(CE):
@@ -327,7 +330,8 @@ def test_the_hash_of_a_methods_code_is_of_the_code_that_runs(tmp_path, monkeypat
     code = own_code(module.Mine)
     path.write_text("# a line above\n" + text.format("0*losses + 2"))
     os.utime(path, (1, 1))
-    assert code and own_code(module.Mine) == code
+    assert code
+    assert own_code(module.Mine) == code
     importlib.reload(module)
     assert own_code(module.Mine) != code
     del METHODS["mine"]
@@ -360,7 +364,8 @@ def test_finished_runs_load_from_a_read_only_disk(tmp_path):
         first = run(cfg, disk, show=False)
         assert not remount("ro")
         again = run(cfg, disk, show=False)
-        assert not again.fresh and again.summary == first.summary
+        assert not again.fresh
+        assert again.summary == first.summary
 
 
 def test_what_a_killed_process_left_is_tidied(tmp_path):
@@ -370,11 +375,9 @@ def test_what_a_killed_process_left_is_tidied(tmp_path):
     (folder / ".checkpoint.pt.1.tmp").write_bytes(b"half")
     run(cfg, tmp_path, show=False)
     (folder / "checkpoint.pt").write_bytes(b"left")
-    assert (
-        not run(cfg, tmp_path, show=False).fresh
-        and not list(folder.glob(".*.tmp"))
-        and not (folder / "checkpoint.pt").exists()
-    )
+    assert not run(cfg, tmp_path, show=False).fresh
+    assert not list(folder.glob(".*.tmp"))
+    assert not (folder / "checkpoint.pt").exists()
 
 
 def test_configs_refuse_what_cannot_be_meant():

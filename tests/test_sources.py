@@ -87,15 +87,14 @@ def test_cifar_is_read_from_folder_archive_and_download(name, cls, tmp_path, mon
     folder, archive, truth = make_cifar(tmp_path, cls, monkeypatch)
     for where in (tmp_path, folder, archive, archive.parent):
         for images, part in zip(load_cifar(name, where), ("train_list", "test_list")):
-            assert (
-                torch.equal(images.pixels, torch.from_numpy(truth[part][0]))
-                and images.labels.tolist() == truth[part][1]
-            )
+            assert torch.equal(images.pixels, torch.from_numpy(truth[part][0]))
+            assert images.labels.tolist() == truth[part][1]
     with served(archive.parent) as url:  # the real download code, from a server on this machine
         monkeypatch.setattr(cls, "url", f"{url}/{cls.filename}")
         monkeypatch.setenv("BIKD_DATA", str(tmp_path / "new" / "home"))
         got, fetched = four_at_once(lambda: load_cifar(name), "_fetch_cifar", monkeypatch)
-    assert fetched == 1 and all(
+    assert fetched == 1
+    assert all(
         torch.equal(pool.pixels, torch.from_numpy(truth["train_list"][0])) for pool, _ in got
     )
 
@@ -104,10 +103,8 @@ def test_cifar_split_follows_the_protocol(tmp_path, monkeypatch):
     make_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
     source = replace(get_source("cifar10"), n_max=20, n_val=10)
     split = draw_split(source, *source.load(tmp_path), rho=10, seed=0)
-    assert (
-        split.n_per_class == long_tailed_counts(20, 10, 10)
-        and split.val.labels.bincount().tolist() == [10] * 10
-    )
+    assert split.n_per_class == long_tailed_counts(20, 10, 10)
+    assert split.val.labels.bincount().tolist() == [10] * 10
     with pytest.raises(
         ValueError, match="class 0 of cifar10 has 30 images, but 100 for val and 4900 for train"
     ):
@@ -163,7 +160,8 @@ def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(
         "home",
         cls.filename,
         ".bikd-fetch.lock",
-    } and not Path("/tmp/bikd-out").exists()
+    }
+    assert not Path("/tmp/bikd-out").exists()
 
 
 def make_fashion(folder, monkeypatch, zipped=True):
@@ -187,9 +185,8 @@ def make_fashion(folder, monkeypatch, zipped=True):
 def test_fashion_is_read_flat_or_as_torchvision_keeps_it(where, zipped, tmp_path, monkeypatch):
     make_fashion(tmp_path / "home" / where, monkeypatch, zipped)
     pool, test = load_fashion_mnist(tmp_path / "home")
-    assert pool.pixels.shape == (30, 1, 28, 28) and test.labels.tolist() == [
-        i % 10 for i in range(20)
-    ]
+    assert pool.pixels.shape == (30, 1, 28, 28)
+    assert test.labels.tolist() == [i % 10 for i in range(20)]
     (path,) = (tmp_path / "home" / where).glob("train-images*")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])  # cut short
@@ -221,7 +218,8 @@ def test_a_fashion_download_is_whole_or_absent_and_fetched_once(tmp_path, monkey
             assert not (home / "FashionMNIST").exists()
         last.write_bytes(sound)
         got, fetched = four_at_once(lambda: load_fashion_mnist(home), "_fetch_fashion", monkeypatch)
-    assert fetched == 1 and all(len(pool) == 30 and len(test) == 20 for pool, test in got)
+    assert fetched == 1
+    assert all(len(pool) == 30 and len(test) == 20 for pool, test in got)
     assert {p.name for p in home.iterdir()} == {"FashionMNIST", ".bikd-fetch.lock"}
 
 

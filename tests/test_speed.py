@@ -1,4 +1,7 @@
-"""What is fast must be equal: the memo to the live teacher, the compiled pass to the plain one; whatever happens to the file."""
+"""What is fast must be equal: the memo to the live teacher, the compiled pass to the plain one.
+
+That holds whatever happens to the memo's file.
+"""
 
 import errno
 import os
@@ -8,10 +11,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from nets import conv_net
 from torch import nn
 
 from bikd.data import pixel_stats, toy_split
@@ -25,7 +30,7 @@ from bikd.views import DeviceImages
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    "Small nets are fastest so, also where other work is running; and a memo is for one number of threads."
+    "Small nets are fastest on one thread. A memo is for one number of threads, too."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,10 +68,8 @@ def test_students_from_a_memo_and_from_a_live_teacher_leave_equal_records(tmp_pa
     assert record(with_memo, bikd) == record(live, bikd)
     assert last.summary["teacher_answers_computed"] == CHUNK  # the check of the file, nothing else
     assert alone.summary["teacher_answers_computed"] == 2 * sum(alone.summary["n_per_class"])
-    assert (
-        not (live / teacher.run_id / "memo").exists()
-        and len(list((with_memo / teacher.run_id / "memo").glob("*.bin"))) == 1
-    )
+    assert not (live / teacher.run_id / "memo").exists()
+    assert len(list((with_memo / teacher.run_id / "memo").glob("*.bin"))) == 1
 
 
 def test_a_process_killed_while_it_fills_the_memo_leaves_no_wrong_answer(tmp_path):
@@ -87,7 +90,8 @@ def test_a_process_killed_while_it_fills_the_memo_leaves_no_wrong_answer(tmp_pat
         p.send_signal(signal.SIGKILL)
         p.wait()
         memo = toy_memo(tmp_path)
-        assert torch.equal(everything(memo), expected) and memo.table is not None
+        assert torch.equal(everything(memo), expected)
+        assert memo.table is not None
 
 
 def test_a_full_disk_costs_the_memo_and_nothing_else(tmp_path, monkeypatch):
@@ -97,14 +101,16 @@ def test_a_full_disk_costs_the_memo_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.warns(UserWarning, match="No space left on device.*asked live"):
         memo = toy_memo(tmp_path)
-    assert memo.table is None and torch.equal(everything(memo), everything(toy_memo()))
+    assert memo.table is None
+    assert torch.equal(everything(memo), everything(toy_memo()))
     assert [p.name for p in tmp_path.iterdir()] in ([], [".memo.lock"])
 
 
 def test_the_limit_falls_back_to_the_live_teacher(tmp_path):
     with pytest.warns(UserWarning, match="limit is 1e-09 GiB"):
         memo = toy_memo(tmp_path, limit_gib=1e-9)
-    assert memo.table is None and list(tmp_path.iterdir()) == []
+    assert memo.table is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(
@@ -112,31 +118,19 @@ def test_the_limit_falls_back_to_the_live_teacher(tmp_path):
     reason="torch.compile needs a C++ compiler",
 )
 def test_a_compiled_run_is_the_same_student_up_to_rounding():
-    def net(C=3, width=6, seed=0):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.Flatten(),
-            nn.Linear(64 * width, C),
-        ).double()
+    def net(width, seed):
+        inplace = partial(nn.ReLU, inplace=True)
+        return conv_net(width, activation=inplace, pool=False, seed=seed).double()
 
     def trained(compile):
-        student, method = net(), BiKD(k=2)
-        state, _ = train(
-            student,
-            method,
-            toy_split(),
-            Protocol(epochs=2, batch_size=10, lr=0.02),
-            teacher=net(width=8, seed=1),
-            compile=compile,
-            show=False,
-        )
-        return state, torch.cat(
-            [p.detach().flatten() for p in (*student.parameters(), *method.weight_net.parameters())]
-        )
+        student, method = net(6, seed=0), BiKD(k=2)
+        protocol = Protocol(epochs=2, batch_size=10, lr=0.02)
+        options = dict(teacher=net(8, seed=1), compile=compile, show=False)
+        state, _ = train(student, method, toy_split(), protocol, **options)
+        parameters = (*student.parameters(), *method.weight_net.parameters())
+        return state, torch.cat([p.detach().flatten() for p in parameters])
 
     (plain, a), (fused, b) = trained(False), trained(True)
-    assert plain.push is None and fused.push is not None
+    assert plain.push is None
+    assert fused.push is not None
     assert (a - b).norm() / a.norm() < 1e-9

@@ -84,12 +84,10 @@ def test_the_files_of_experiments_name_runs():
     each = (
         1 + 3 + len({*table_rows("table1"), *table_rows("controls")} - {"teacher"})
     )  # teacher, experts, students
-    assert (
-        sizes["smoke"] == 8
-        and sizes["fashion"] == 3 * each + 3 * 5
-        and sizes["mnist5k"] == 3 * 3 * each
-        and sizes["cifar"] == 2 * 4 * 3 * each
-    )  # two datasets, four ρ, three seeds
+    assert sizes["smoke"] == 8
+    assert sizes["fashion"] == 3 * each + 3 * 5
+    assert sizes["mnist5k"] == 3 * 3 * each
+    assert sizes["cifar"] == 2 * 4 * 3 * each
     assert all(
         j.config.protocol.epochs == 120
         and j.config.net
@@ -113,7 +111,8 @@ def local(tmp_path_factory):
 
 def test_a_graph_leaves_records_notebooks_tables_and_their_provenance(local):
     runs = local.parent / "runs"
-    assert len(records(runs)) == 4 and len(list(runs.glob("*/run_experiment.ipynb"))) == 4
+    assert len(records(runs)) == 4
+    assert len(list(runs.glob("*/run_experiment.ipynb"))) == 4
     for p in [*runs.glob("*/run_experiment.ipynb"), *runs.glob("reports/*.ipynb")]:
         assert not any(
             o.get("output_type") == "error"
@@ -123,7 +122,8 @@ def test_a_graph_leaves_records_notebooks_tables_and_their_provenance(local):
     assert {p.stem for p in (runs / "reports").glob("*.ipynb")} == {"table1", "provenance"}
     page = (runs / "reports" / "provenance.ipynb").read_text()
     for p in runs.glob("*/summary.json"):
-        assert p.parent.name in page and json.loads(p.read_text())["split_hash"] in page
+        assert p.parent.name in page
+        assert json.loads(p.read_text())["split_hash"] in page
 
 
 def test_what_is_done_is_not_done_again(local):
@@ -244,11 +244,9 @@ def test_two_at_once_train_a_run_once(tmp_path, undisturbed):
     ]
     wait_for(Path(record).exists)
     first = os.stat(record).st_ino  # a second training would put another file in its place
-    assert (
-        [p.wait() for p in both] == [0, 0]
-        and records(tmp_path / "runs") == undisturbed
-        and os.stat(record).st_ino == first
-    )
+    assert [p.wait() for p in both] == [0, 0]
+    assert records(tmp_path / "runs") == undisturbed
+    assert os.stat(record).st_ino == first
 
 
 def test_a_full_disk_is_said_and_when_there_is_space_the_same_command_goes_on(
@@ -266,13 +264,11 @@ def test_a_full_disk_is_said_and_when_there_is_space_the_same_command_goes_on(
         pytest.skip("a small disk cannot be made: it takes root and mount")
     try:
         log = snakemake(file, record, code=1)
-        assert (
-            re.search(
-                "No space left on device",
-                log + "".join(p.read_text() for p in runs.glob("*/log.txt")),
-            )
-            and not Path(record).exists()
+        assert re.search(
+            "No space left on device",
+            log + "".join(p.read_text() for p in runs.glob("*/log.txt")),
         )
+        assert not Path(record).exists()
         subprocess.run(["mount", "-o", "remount,size=50m", str(runs)], check=True)
         snakemake(file, record)
         assert records(runs) == undisturbed
@@ -289,11 +285,9 @@ def test_one_failed_run_does_not_stop_the_others_and_a_table_ends_the_log(tmp_pa
     log = snakemake(file, code=1)
     assert len(records(tmp_path / "runs")) == 1
     end = log[log.index("runs are finished") :]
-    assert (
-        "1 of 3 runs" in log
-        and re.search(r"teacher-mnist5k\S+ +NonFiniteLoss: epoch 0", end)
-        and re.search(r"kd-mnist5k\S+ +waits for teacher", end)
-    )
+    assert "1 of 3 runs" in log
+    assert re.search(r"teacher-mnist5k\S+ +NonFiniteLoss: epoch 0", end)
+    assert re.search(r"kd-mnist5k\S+ +waits for teacher", end)
 
 
 def test_a_file_that_cannot_be_meant_is_refused_before_anything_starts(tmp_path):
@@ -325,7 +319,8 @@ def test_each_job_gets_a_gpu_of_its_own(tmp_path):
         (float(t), gpu)
         for gpu, t in (p.read_text().split() for p in tmp_path.iterdir() if p.is_file())
     )
-    assert {seen[0][1], seen[1][1]} == {"0", "1"} and seen[2][0] - seen[0][0] > 1.4
+    assert {seen[0][1], seen[1][1]} == {"0", "1"}
+    assert seen[2][0] - seen[0][0] > 1.4
     chosen = subprocess.run(
         script[:4]
         + ["--", sys.executable, "-c", 'import os; print(os.environ["CUDA_VISIBLE_DEVICES"])'],
@@ -379,7 +374,8 @@ def test_a_real_slurm_leaves_the_records_that_the_local_executor_leaves(slurm, l
     log = snakemake(file, *BY_SLURM)
     assert len(re.findall(r"submitted with SLURM jobid", log, re.I)) == 2
     here, there = records(slurm / "runs"), records(local.parent / "runs")
-    assert len(here) == 2 and here == {run: there[run] for run in here}
+    assert len(here) == 2
+    assert here == {run: there[run] for run in here}
     again = slurm / "again"
     again.mkdir()
     file, record = one_run(again)
@@ -404,5 +400,6 @@ def test_a_real_slurm_leaves_the_records_that_the_local_executor_leaves(slurm, l
         assert set_node("DOWN") == 0
         time.sleep(2)
         set_node("RESUME")  # unless it has come back by itself
-    assert p.returncode == 0 and records(again / "runs") == undisturbed
+    assert p.returncode == 0
+    assert records(again / "runs") == undisturbed
     assert "epoch   1/" not in next((again / "runs").glob("*/run_experiment.ipynb")).read_text()
