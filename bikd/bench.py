@@ -22,10 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from .bikd import BiKD
 from .data import Images, Split, Views
 from .losses import hard_loss, soft_loss
-from .methods import KD, BiKD, Method, Protocol
+from .methods import KD, Method
 from .models import create_model
+from .protocol import Protocol
 from .training import TrainingState, set_up, train_epoch
 from .weight_net import WeightNet
 

@@ -15,7 +15,9 @@ from torch import nn
 
 from .basics import generator
 from .data import Images, Split, Views
-from .methods import Method, Protocol, get_method, preset, wants_val
+from .methods import Method, get_method, wants_val
+from .presets import preset
+from .protocol import Protocol
 from .training import train
 
 # %% ../nbs/09_own_data.ipynb #22a2472f
@@ -102,7 +104,7 @@ def distill(
     val_per_class: int | None = None,  # how many of each class to set aside; default as `hold_out`
     *,
     method: str = "bikd",  # a key of `bikd.methods.METHODS`
-    preset_name: str = "clean",  # a key of `bikd.methods.PRESETS`
+    preset_name: str = "clean",  # a key of `bikd.presets.PRESETS`
     mean=None,
     std=None,  # per channel, of pixels in [0, 1]; default: those of the training images
     pad: int = 4,

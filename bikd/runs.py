@@ -40,8 +40,10 @@ from bikd.data import (
     protocol_card,
 )
 from .losses import hard_loss
-from .methods import Method, Protocol, get_method, own_code, preset, rank
+from .methods import Method, get_method, own_code, rank
 from .models import check_model, create_model
+from .presets import preset
+from .protocol import Protocol
 from bikd.training import (
     Progress,
     Teacher,

@@ -44,8 +44,9 @@ from bikd.hypergradient import (
 )
 from .losses import hard_loss
 from .memo import Memo, fingerprint
-from .methods import Method, Protocol, Setting, Step, own_code
+from .methods import Method, Setting, Step, own_code
 from .models import check_logits, count_macs
+from .protocol import Protocol
 from .tangent import CompiledPush, Tape, autocast, compile_push, is_dual, worth_compiling
 
 # %% ../nbs/06_training.ipynb #2d3476f7

@@ -10,7 +10,9 @@ from torch import nn
 from bikd.data import toy_split
 from bikd.experiment import Parameters, make_plan
 from bikd.lfme import Experts
-from bikd.methods import Bilevel, Distillation, Protocol, get_method, preset, table_rows
+from bikd.methods import Bilevel, Distillation, get_method, table_rows
+from bikd.presets import preset
+from bikd.protocol import Protocol
 from bikd.runs import load_split, make_config, run
 from bikd.training import evaluate, set_up, train, train_epoch
 
