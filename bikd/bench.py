@@ -30,11 +30,13 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 
 from .basics import needs_extra
+from .bikd import BiKD
 from .data import Split
 from .hypergradient import functional_forward, jvp, train_gradient, trainable
 from .losses import hard_loss, soft_loss
-from .methods import KD, BiKD, Method, Protocol
+from .methods import KD, Method
 from .models import create_model
+from .protocol import Protocol
 from .sources import Images
 from bikd.state import (
     Execution,

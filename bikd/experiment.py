@@ -23,8 +23,10 @@ from torch import nn
 
 from .basics import ParameterError
 from .data import long_tailed_counts
-from .methods import Protocol, get_method, methods_named, preset
+from .methods import get_method, methods_named
 from .models import check_logits, create_model
+from .presets import preset
+from .protocol import Protocol
 from .runs import RunConfig, make_config, one_line
 from .sources import Source, data_home, get_source
 from .state import pick_device

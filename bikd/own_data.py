@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from .basics import generator
 from .data import Split
-from .methods import Method, Protocol, get_method, preset, wants_val
+from .methods import Method, get_method, wants_val
+from .presets import preset
+from .protocol import Protocol
 from .sources import Images
 from .training import train
 from .views import Views
@@ -232,7 +234,7 @@ def distill(  # noqa: PLR0913
     val_per_class: int | None = None,  # how many of each class to set aside; default as `hold_out`
     *,
     method: str = "bikd",  # a key of `bikd.methods.METHODS`
-    preset_name: str = "clean",  # a key of `bikd.methods.PRESETS`
+    preset_name: str = "clean",  # a key of `bikd.presets.PRESETS`
     mean: PerChannel | None = None,  # of pixels in [0, 1]; default: those of the training images
     std: PerChannel | None = None,  # per channel, likewise
     pad: int = 4,  # augmentation: random crops after padding with so many pixels

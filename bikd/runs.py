@@ -36,8 +36,10 @@ from .checkpoints import Progress
 from .data import Split, load_split, long_tailed_counts, protocol_card
 from .losses import hard_loss
 from .measuring import check_answers, evaluate
-from .methods import Method, Protocol, get_method, own_code, preset, rank
+from .methods import Method, get_method, own_code, rank
 from .models import check_model, create_model
+from .presets import preset
+from .protocol import Protocol
 from .sources import get_source
 from .state import Execution, Teacher, TrainingState, preflight
 from .training import train

@@ -20,8 +20,9 @@ from .data import Split, pixel_stats
 from .hypergradient import FORWARD_MODE, functional_forward, trainable
 from .measuring import evaluate
 from .memo import Memo
-from .methods import Bilevel, Method, Protocol, Setting
+from .methods import Bilevel, Method, Setting
 from .models import check_logits, count_macs
+from .protocol import Protocol
 from .sources import Images
 from .tangent import CompiledPush, worth_compiling
 from .views import Batch, DeviceImages, class_aware_batches, endless_batches, epoch_batches

@@ -34,7 +34,8 @@ from bikd.hypergradient import (
     weight_gradient,
 )
 from .measuring import Tally, check_finite, check_finite_parameters, evaluate, logits_of, score
-from .methods import Bilevel, Method, Protocol, Step
+from .methods import Bilevel, Method, Step
+from .protocol import Protocol
 from .state import Execution, TrainingState, ask_teacher, set_up, train_batches, val_batches
 from .tangent import Tape, compile_push, is_dual
 from .views import Batch, DeviceImages

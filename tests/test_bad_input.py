@@ -20,13 +20,16 @@ from torch import nn
 
 from bikd import losses, models
 from bikd.basics import PlainError, RecordError
+from bikd.bikd import BiKD
 from bikd.data import load_split, long_tailed_counts, toy_split
 from bikd.experiment import Parameters, make_plan
 from bikd.graph import read_graph
 from bikd.hypergradient import hypergradient, weight_gradient
 from bikd.measuring import NonFiniteLoss, accuracy_pct
-from bikd.methods import CE, KD, BiKD, Protocol, get_method, preset
+from bikd.methods import CE, KD, get_method
 from bikd.own_data import distill, hold_out
+from bikd.presets import preset
+from bikd.protocol import Protocol
 from bikd.report import accuracy_table
 from bikd.runs import (
     Run,

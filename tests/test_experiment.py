@@ -78,7 +78,7 @@ BAD = [
     (["roh", "100"], "unknown parameter 'roh' (did you mean 'rho'?)"),
     (["rho", "0.5"], ">= 1"),
     (["rho", "abc"], "rho = 'abc'"),
-    (["dataset", "cifar11"], "mnist5k, fashion_mnist, cifar10, cifar100"),
+    (["dataset", "cifar11"], "mnist5k, fashion_mnist, cifar10, cifar10_jpeg, cifar100"),
     (["methods", "kd nope"], "method 'nope' is unknown; there are: teacher, ce, kd, bkd, cckd"),
     (["epochs", "0"], "epochs = 0"),
     (["k", "0"], "k = 0"),

@@ -11,7 +11,9 @@ from bikd.data import load_split, toy_split
 from bikd.experiment import Parameters, make_plan
 from bikd.lfme import Experts
 from bikd.measuring import evaluate
-from bikd.methods import Bilevel, Distillation, Protocol, get_method, preset, table_rows
+from bikd.methods import Bilevel, Distillation, get_method, table_rows
+from bikd.presets import preset
+from bikd.protocol import Protocol
 from bikd.runs import make_config, run
 from bikd.state import set_up, train_batches
 from bikd.training import train, train_epoch

@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
+from bikd.bikd import BiKD
 from bikd.data import toy_split
 from bikd.hypergradient import hypergradient
 from bikd.losses import hard_loss, soft_loss
-from bikd.methods import KD, BiKD, Protocol
+from bikd.methods import KD
 from bikd.models import create_model
+from bikd.protocol import Protocol
 from bikd.runs import confusion_matrix, expected_calibration_error
 from bikd.training import train
 from bikd.weight_net import WeightNet

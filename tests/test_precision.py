@@ -7,9 +7,11 @@ import torch
 from nets import conv_net
 
 from bikd.basics import ParameterError
+from bikd.bikd import BiKD
 from bikd.data import toy_split
 from bikd.experiment import Parameters, check_parameters, make_plan
-from bikd.methods import CE, KD, BiKD, Protocol
+from bikd.methods import CE, KD
+from bikd.protocol import Protocol
 from bikd.runs import make_config
 from bikd.training import train
 

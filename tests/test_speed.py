@@ -19,10 +19,11 @@ import torch
 from nets import conv_net
 from torch import nn
 
+from bikd.bikd import BiKD
 from bikd.data import pixel_stats, toy_split
 from bikd.memo import CHUNK, Memo
-from bikd.methods import BiKD, Protocol
 from bikd.models import create_model
+from bikd.protocol import Protocol
 from bikd.runs import make_config, run
 from bikd.training import train
 from bikd.views import DeviceImages

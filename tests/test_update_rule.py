@@ -15,8 +15,10 @@ from nets import conv_net
 from torch import nn
 from torch.func import functional_call
 
+from bikd.bikd import BiKD
 from bikd.data import toy_split
-from bikd.methods import BiKD, Protocol, preset
+from bikd.presets import preset
+from bikd.protocol import Protocol
 from bikd.training import train
 from bikd.views import endless_batches, epoch_batches
 
