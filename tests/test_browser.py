@@ -1,4 +1,7 @@
-"""The notebooks as a reader meets them: a real JupyterLab and a real Voilà, in a real browser. Screenshots stay in $BIKD_SCREENSHOTS, if that is set, else in pytest's temporary folder."""
+"""The notebooks as a reader meets them: a real JupyterLab and a real Voilà, in a real browser.
+
+Screenshots stay in $BIKD_SCREENSHOTS, if that is set, else in pytest's temporary folder.
+"""
 
 import os
 import re
@@ -69,9 +72,11 @@ def use_the_explorer(page, screenshots, name):
         return panel.locator("canvas.bikd-map").evaluate("c => c.toDataURL()")
 
     def ink(panel):
-        return panel.locator("canvas.bikd-sample").evaluate(
-            "c => new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer).filter(p => p).length"
-        )
+        count = """c => {
+            const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            return new Uint32Array(pixels.buffer).filter(p => p).length;
+        }"""
+        return panel.locator("canvas.bikd-sample").evaluate(count)
 
     def title(panel):
         return panel.locator(".bikd-title").inner_text()
@@ -92,11 +97,11 @@ def use_the_explorer(page, screenshots, name):
     left.locator(".bikd-title", has_text="soft weight").wait_for(timeout=10_000)
     assert picture(left) != moved
     page.locator(".widget-dropdown", has_text="class").locator("select").select_option("9")
-    left.locator(".bikd-said", has_text="3 images weigh").wait_for(
-        timeout=10_000
-    )  # class 9 at ρ = 100
+    said = left.locator(".bikd-said", has_text="3 images weigh")  # class 9 at ρ = 100
+    said.wait_for(timeout=10_000)
     assert ink(left) == 0
-    # click on a sample of class 9: the page knows where the shown ones lie only by looking, so ask each place of a grid until one answers
+    # Click on a sample of class 9. Only the picture tells where they lie, so ask each place of a
+    # grid until one answers.
     area = left.locator("canvas.bikd-map")
     for x in range(60, 360, 12):
         for y in range(12, 300, 12):
@@ -117,17 +122,19 @@ def test_the_explorer_in_lab(server, screenshots):
         use_the_explorer(page, screenshots, "explore-lab")
 
 
+# Who has no token meets the login page, or nothing.
+WITHOUT_TOKEN = (
+    "/",
+    "/?token=nbs/explore.ipynb",
+    "/voila/render/nbs/explore.ipynb",
+    "/voila/tree",
+)
+
+
 def test_the_explorer_under_voila(root, screenshots):
-    arguments = shlex.split(
-        re.search(r"&& voila (.*)", (root / "README.md").read_text())[1]
-    )  # as the README has them
-    with voila(arguments, root) as (url, token), browser() as page:
-        for address in (
-            "/",
-            "/?token=nbs/explore.ipynb",
-            "/voila/render/nbs/explore.ipynb",
-            "/voila/tree",
-        ):  # who has no token meets the login page, or nothing
+    command = re.search(r"&& voila (.*)", (root / "README.md").read_text())[1]
+    with voila(shlex.split(command), root) as (url, token), browser() as page:
+        for address in WITHOUT_TOKEN:
             status, body = ask(url + address)
             assert status in (403, 404) or b'name="password"' in body, (address, status)
         assert len(token) >= 32

@@ -1,4 +1,7 @@
-"""Every loss in float32 against float64 on a thousand draws, extreme logits among them; every gradient against differences of the loss."""
+"""Every loss in float32 against float64, and every gradient against differences of the loss.
+
+On a thousand draws, extreme logits among them.
+"""
 
 import pytest
 import torch
@@ -41,7 +44,8 @@ def test_float32_is_float64_up_to_rounding(name, scale):
     assert ours.isfinite().all()
     assert ours.dtype == torch.float32
     error = (ours.double() - exact).abs() / (scale + exact.abs())
-    # At 1e4 a logit divided by the temperature is rounded by 5e-4; where a teacher's two first classes tie, that much probability moves.
+    # At 1e4 a logit divided by the temperature is rounded by 5e-4. Where a teacher's two first
+    # classes tie, that much probability moves.
     assert error.max() < (1e-4 if scale == 1e4 else 2e-5), (name, error.max().item())
 
 

@@ -1,4 +1,7 @@
-"""Sources on files made here in the exact on-disk formats: CIFAR's pickles, archive and download, Fashion-MNIST's IDX."""
+"""Sources on files made here in the exact on-disk formats.
+
+CIFAR's pickles, archive and download, and Fashion-MNIST's IDX.
+"""
 
 import gzip
 import hashlib
@@ -46,7 +49,10 @@ def four_at_once(load, fetch, monkeypatch):
 
 
 def make_cifar(root, cls, monkeypatch, per_batch=60):
-    "An unpacked CIFAR folder and its archive, as python-pickled batches; the checksums torchvision compares are those of the files made."
+    """An unpacked CIFAR folder and its archive, as python-pickled batches.
+
+    The checksums torchvision compares are those of the files made.
+    """
     rng, fine = np.random.default_rng(0), cls is datasets.CIFAR100
     C, key = (100, "fine_labels") if fine else (10, "labels")
     folder = root / cls.base_folder
@@ -86,7 +92,8 @@ def make_cifar(root, cls, monkeypatch, per_batch=60):
 def test_cifar_is_read_from_folder_archive_and_download(name, cls, tmp_path, monkeypatch):
     folder, archive, truth = make_cifar(tmp_path, cls, monkeypatch)
     for where in (tmp_path, folder, archive, archive.parent):
-        for images, part in zip(load_cifar(name, where), ("train_list", "test_list")):
+        pool, test = load_cifar(name, where)
+        for images, part in ((pool, "train_list"), (test, "test_list")):
             assert torch.equal(images.pixels, torch.from_numpy(truth[part][0]))
             assert images.labels.tolist() == truth[part][1]
     with served(archive.parent) as url:  # the real download code, from a server on this machine
@@ -105,21 +112,18 @@ def test_cifar_split_follows_the_protocol(tmp_path, monkeypatch):
     split = draw_split(source, *source.load(tmp_path), rho=10, seed=0)
     assert split.n_per_class == long_tailed_counts(20, 10, 10)
     assert split.val.labels.bincount().tolist() == [10] * 10
-    with pytest.raises(
-        ValueError, match="class 0 of cifar10 has 30 images, but 100 for val and 4900 for train"
-    ):
+    words = "class 0 of cifar10 has 30 images, but 100 for val and 4900 for train"
+    with pytest.raises(ValueError, match=words):
         load_split("cifar10", 10, data_dir=tmp_path)
 
 
 def test_damaged_or_missing_cifar_ends_in_one_clear_message(tmp_path, monkeypatch):
     folder, archive, _ = make_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
-    (folder / "data_batch_3").write_bytes(
-        (folder / "data_batch_3").read_bytes()[:-1]
-    )  # never unpickled: its checksum is wrong
-    with pytest.raises(
-        RuntimeError,
-        match="cifar-10-python.tar.gz into a folder and name that folder with data_dir",
-    ):
+    # never unpickled: its checksum is wrong
+    batch = folder / "data_batch_3"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    words = "cifar-10-python.tar.gz into a folder and name that folder with data_dir"
+    with pytest.raises(RuntimeError, match=words):
         load_cifar("cifar10", folder)
     archive.write_bytes(archive.read_bytes()[:-9])
     with pytest.raises(RuntimeError, match="neither whole"):
@@ -152,15 +156,11 @@ def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(
         entry.type, entry.linkname = kind, "../../out"
         tar.addfile(entry)
     monkeypatch.setattr(cls, "tgz_md5", md5(archive))  # the checksum is right
-    with pytest.raises(
-        sources.DataError, match=f"is not unpacked: '{name}' in it is a link, a device or outside"
-    ):
+    words = f"is not unpacked: '{name}' in it is a link, a device or outside"
+    with pytest.raises(sources.DataError, match=words):
         load_cifar("cifar10", home)
-    assert {p.name for p in tmp_path.rglob("*")} == {
-        "home",
-        cls.filename,
-        ".bikd-fetch.lock",
-    }
+    left = {p.name for p in tmp_path.rglob("*")}
+    assert left == {"home", cls.filename, ".bikd-fetch.lock"}
     assert not Path("/tmp/bikd-out").exists()
 
 
@@ -223,7 +223,9 @@ def test_a_fashion_download_is_whole_or_absent_and_fetched_once(tmp_path, monkey
     assert {p.name for p in home.iterdir()} == {"FashionMNIST", ".bikd-fetch.lock"}
 
 
-TABLE = {  # methods and Table 1's settings: all counts, or the first of each tenth and the last; total; batches at 100 and 128
+# Of each setting of Table 1 (n_max, classes, rho): all counts, or the first of each tenth and the
+# last; their sum; batches of 100 and of 128.
+TABLE = {
     (4900, 10, 1): ([4900] * 10, 49000, 490, 383),
     (4900, 10, 10): ([4900, 3793, 2937, 2274, 1760, 1363, 1055, 817, 632, 490], 20021, 201, 157),
     (4900, 10, 50): ([4900, 3172, 2054, 1330, 861, 557, 361, 233, 151, 98], 13717, 138, 108),

@@ -55,10 +55,8 @@ def test_students_from_a_memo_and_from_a_live_teacher_leave_equal_records(tmp_pa
 
     few = dict(epochs=2)
     teacher = make_config("mnist5k", 100, 0, "teacher", "resnet14", protocol=few)
-    kd, bikd = (
-        make_config("mnist5k", 100, 0, m, protocol=few, teacher_run=teacher.run_id)
-        for m in ("kd", "bikd")
-    )
+    taught = dict(protocol=few, teacher_run=teacher.run_id)
+    kd, bikd = (make_config("mnist5k", 100, 0, m, **taught) for m in ("kd", "bikd"))
     with_memo, live = tmp_path / "memo", tmp_path / "live"
     for cfg in (teacher, kd, bikd):
         last = run(cfg, with_memo, show=False)
@@ -75,14 +73,19 @@ def test_students_from_a_memo_and_from_a_live_teacher_leave_equal_records(tmp_pa
 
 def test_a_process_killed_while_it_fills_the_memo_leaves_no_wrong_answer(tmp_path):
     code = textwrap.dedent(f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import torch; torch.set_num_threads(1)
+        import sys
+        import torch
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_speed import toy_memo
-        memo = toy_memo({str(tmp_path)!r}); n = memo.gallery.views.n
+        torch.set_num_threads(1)
+        memo = toy_memo({str(tmp_path)!r})
+        n = memo.gallery.views.n
         print('filling', flush=True)
         while True:
             memo.table.map[:] = 0
-            for part in torch.randperm(len(memo.gallery)*n).split(20): memo(part//n, part % n)""")
+            for part in torch.randperm(len(memo.gallery) * n).split(20):
+                memo(part // n, part % n)
+    """)
     expected = everything(toy_memo())
     for wait in (0.05, 0.11, 0.23):
         p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

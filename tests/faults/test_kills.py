@@ -24,9 +24,8 @@ def test_three_kills_leave_no_trace(root):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and "3 of 3 records are bit-identical" in done.stdout, (
-        done.stdout + done.stderr
-    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 records are bit-identical" in done.stdout
     assert done.stdout.count('"killed": true') == 3
 
 
