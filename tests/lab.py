@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def find_chromium():
@@ -171,15 +172,16 @@ def browser(width=1400, height=1800):
 
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = b.new_page(viewport=dict(width=width, height=height))
+        page: Any = b.new_page(viewport=dict(width=width, height=height))
         page.errors = []
         page.on("pageerror", lambda e: page.errors.append(str(e)))
         yield page
         b.close()
 
 
-def run_all(page, url, token, notebook, patience=300):
+def run_all(page, server, notebook, patience=300):
     "Open a notebook in Lab and run all its cells by the menu; what `cells` sees afterwards."
+    url, token = server
     page.goto(f"{url}/lab/tree/{notebook}?token={token}&reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
 

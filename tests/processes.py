@@ -42,8 +42,16 @@ def configs(epochs=4):
     "A teacher and a student of it."
     protocol = dict(epochs=epochs)
     teacher = make_config("mnist5k", 100, 0, "teacher", net="resnet8", protocol=protocol)
-    of_it = dict(protocol=protocol, settings=dict(k=3), teacher_run=teacher.run_id)
-    return teacher, make_config("mnist5k", 100, 0, "bikd", **of_it)
+    student = make_config(
+        "mnist5k",
+        100,
+        0,
+        "bikd",
+        protocol=protocol,
+        settings=dict(k=3),
+        teacher_run=teacher.run_id,
+    )
+    return teacher, student
 
 
 def record(runs_dir, cfg):

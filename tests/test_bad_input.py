@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -87,7 +87,8 @@ class Diverged(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = conv_net()
-        self.net[-1].weight.data.fill_(float("nan"))
+        weight, _ = self.net[-1].parameters()
+        weight.data.fill_(float("nan"))
 
     def forward(self, x):
         return self.net(x)
@@ -172,13 +173,13 @@ def distill_between_nets_that_share_a_layer():
 
 def train_toy(method=None, *, split=SPLIT, student=None, protocol=ONE_EPOCH, **options):
     "`bikd.training.train` on the toy split."
-    defaults = dict(teacher=conv_net(), show=False)
+    defaults: dict[str, Any] = dict(teacher=conv_net(), show=False)
     return train(student or conv_net(), method or BiKD(), split, protocol, **defaults | options)
 
 
 def hypergradient_of(*, lr=0.1, temperature=4.0, estimator="jvp", **tensors):
     "The hypergradient of small nets on five training images and four validation images."
-    defaults = dict(
+    defaults: dict[str, Any] = dict(
         student=conv_net().double(),
         weight_net=WeightNet().double(),
         x=torch.randn(5, 1, 8, 8).double(),
@@ -501,7 +502,7 @@ CASES = [
     ),
     Case(
         "logits and more",
-        lambda d: losses.hard_loss((logits(4, 3), None), LABELS[:4]),
+        lambda d: losses.hard_loss((logits(4, 3), None), LABELS[:4]),  # type: ignore[arg-type]
         "is a tuple",
     ),
     Case(
@@ -633,7 +634,7 @@ CASES = [
         "twice",
     ),
     Case("k zero", lambda d: BiKD(k=0), "k"),
-    Case("k not whole", lambda d: BiKD(k=2.5), "k"),
+    Case("k not whole", lambda d: BiKD(k=2.5), "k"),  # type: ignore[arg-type]
     Case("temperature zero in a method", lambda d: KD(temperature=0.0), "temperature"),
     Case(
         "k larger than an epoch, counted by epoch",
@@ -652,7 +653,7 @@ CASES = [
     Case("a preset nobody knows", lambda d: preset("dirty", "kd"), "clean"),
     Case("weight net without hidden units", lambda d: WeightNet(hidden=(0,)), "hidden"),
     # parameters of the notebook
-    Case("rho as a word", lambda d: Parameters(rho="many"), "valid number", ValidationError),
+    Case("rho as a word", lambda d: Parameters(rho="many"), "valid number", ValidationError),  # type: ignore[arg-type]
     Case("k in no method", lambda d: plan_of(k=3, methods="ce kd"), "would change nothing"),
     Case(
         "k larger than a run, before its teacher is trained",
@@ -674,7 +675,7 @@ CASES = [
         ValidationError,
     ),
     # files of experiments
-    Case("no mapping", lambda d: read_graph(["mnist5k"]), "mapping"),
+    Case("no mapping", lambda d: read_graph(["mnist5k"]), "mapping"),  # type: ignore[arg-type]
     Case(
         "an experiment of nothing",
         lambda d: read_graph(dict(runs_dir="x", experiments=[dict(methods=[])])).jobs(),

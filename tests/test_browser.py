@@ -44,7 +44,7 @@ def test_lab_wants_its_token(server):
 
 def test_an_experiment_runs_and_shows_its_table_and_pictures(server, screenshots):
     with browser() as page:
-        text, images = ran_well(run_all(page, *server, "run_experiment.ipynb"))
+        text, images = ran_well(run_all(page, server, "run_experiment.ipynb"))
         page.screenshot(path=screenshots / "run_experiment.png", full_page=True)
         assert images >= 5
         assert page.locator(".jp-OutputArea-output table").count() >= 5
@@ -55,7 +55,7 @@ def test_an_experiment_runs_and_shows_its_table_and_pictures(server, screenshots
 
 def test_figure_3_shows_a_picture_and_counts_its_claims(server, screenshots):
     with browser() as page:
-        text, images = ran_well(run_all(page, *server, "figure3.ipynb"))
+        text, images = ran_well(run_all(page, server, "figure3.ipynb"))
         page.screenshot(path=screenshots / "figure3.png", full_page=True)
         assert images == 1
         assert "tail samples get larger hard weights" in text
@@ -118,7 +118,7 @@ def use_the_explorer(page, screenshots, name):
 
 def test_the_explorer_in_lab(server, screenshots):
     with browser() as page:
-        ran_well(run_all(page, *server, "explore.ipynb"))
+        ran_well(run_all(page, server, "explore.ipynb"))
         use_the_explorer(page, screenshots, "explore-lab")
 
 
@@ -132,7 +132,7 @@ WITHOUT_TOKEN = (
 
 
 def test_the_explorer_under_voila(root, screenshots):
-    command = re.search(r"&& voila (.*)", (root / "README.md").read_text())[1]
+    (command,) = re.findall(r"&& voila (.*)", (root / "README.md").read_text())
     with voila(shlex.split(command), root) as (url, token), browser() as page:
         for address in WITHOUT_TOKEN:
             status, body = ask(url + address)

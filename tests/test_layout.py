@@ -11,8 +11,10 @@ import io
 import json
 import re
 import statistics
+import textwrap
 import tokenize
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastcore.docments import docments
@@ -64,7 +66,7 @@ def all_lines(source):
     "The numbers of the lines of `__all__`, which nbdev writes."
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return range(node.lineno, node.end_lineno + 1)
+            return range(node.lineno, (node.end_lineno or node.lineno) + 1)
     return range(0)
 
 
@@ -131,7 +133,7 @@ def signature_comments(source):
 
 def find(module, name):
     "A function by its dotted name."
-    found = importlib.import_module(f"bikd.{module.stem}")
+    found: Any = importlib.import_module(f"bikd.{module.stem}")
     for part in name.split("."):
         found = inspect.getattr_static(found, part)
     for wrapper in ("fget", "func", "__func__"):
@@ -147,7 +149,7 @@ def test_no_comment_on_a_parameter_is_lost(module):
     for name, node in functions(source):
         if "<locals>" in name:
             continue
-        text = inspect.cleandoc("\n" + ast.get_source_segment(source, node, padded=True))
+        text = textwrap.dedent(ast.get_source_segment(source, node, padded=True) or "")
         written = " ".join(signature_comments(text)).split()
         if not written:
             continue

@@ -57,9 +57,9 @@ def test_counts_fall_from_n_max_to_at_least_one(n_max, C, rho):
 @given(st.integers(2, 6), st.integers(1, 20), st.integers(1, 5), ratios, seeds, st.data())
 def test_a_split_is_what_it_says(C, n_max, n_val, rho, seed, data):
     rho = min(rho, n_max)
-    source = Source("drawn", None, C, n_max, n_val, 1, 2)
     pool = numbered(C, n_max + n_val + 2)
     test = Images(pool.pixels[:C] + 7, pool.labels[:C])
+    source = Source("drawn", lambda folder: (pool, test), C, n_max, n_val, 1, 2)
     split = draw_split(source, pool, test, rho, seed)
     kept = numbers(split.train) + numbers(split.val)
     assert split.n_per_class == long_tailed_counts(n_max, C, rho)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -140,7 +141,7 @@ def test_papermill_notebooks_have_one_parameters_cell_of_literals(root):
             assert not tagged, name
             continue
         assert len(tagged) == 1, name
-        nodes = ast.parse("".join(tagged[0]["source"])).body
+        nodes: list[Any] = ast.parse("".join(tagged[0]["source"])).body
         values = {n.target.id: ast.literal_eval(n.value) for n in nodes}
         if name == "run_experiment.ipynb":
             assert values == {k: f.default for k, f in Parameters.model_fields.items()}
@@ -209,7 +210,7 @@ def test_the_readmes_table_is_that_of_the_records(root):
         "bsce": "Balanced softmax, no teacher",
         "ce_val": "CE on train ∪ validation images",
     }
-    found = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for name in ("mnist5k", "fashion_mnist", "cifar10_jpeg"):
         for r in find_runs(root / "paper_figures" / "records" / name):
             if (r.config.rho, r.config.net) == (100, "resnet8") and r.config.method in labels:
@@ -264,7 +265,7 @@ def test_readme_table_and_its_reading_are_those_of_the_records(root):
     from bikd.table import pairs, table1, wide
 
     text = (root / "RESULTS.md").read_text()
-    rows = table_rows("table1") + table_rows("controls")
+    rows = [*table_rows("table1"), *table_rows("controls")]
     sets = ["mnist5k", "fashion_mnist"]
     columns = [(d, rho) for d in sets for rho in (10.0, 50.0, 100.0)]
     columns.remove(("fashion_mnist", 50.0))
@@ -297,6 +298,7 @@ def test_readme_table_and_its_reading_are_those_of_the_records(root):
     assert f"is {' and '.join(by['bsce'])} points above BiKD" in text
     assert f"is {' and '.join(by['ce_val'])} points above BiKD" in text
     assert all(abs(above("lfme", "ce_balanced")[d, 100.0]) < 2 for d in sets)
+    ends: dict[tuple[str, str], list[float]]
     ends = {(d, c): [] for d in sets for c in ("w_hard", "w_soft")}
     for r in runs:
         if (r.config.method, r.config.rho) != ("bikd", 100.0):

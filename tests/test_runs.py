@@ -273,7 +273,7 @@ def test_a_method_whose_code_has_changed_does_not_get_the_old_numbers(tmp_path):
     assert not run(cfg, tmp_path, show=False).fresh
 
     @register
-    class Mine(CE):
+    class Mine(CE):  # type: ignore[no-redef]
         name = "mine"
 
         def weights(self, losses, step):

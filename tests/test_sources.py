@@ -29,11 +29,15 @@ def md5(path):
     return hashlib.md5(Path(path).read_bytes()).hexdigest()
 
 
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        "Say nothing."
+
+
 @contextmanager
 def served(folder):
     "A folder over HTTP, on the loopback interface."
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    handler.func.log_message = lambda *a: None
+    handler = partial(QuietHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -43,7 +47,12 @@ def served(folder):
 def four_at_once(load, fetch, monkeypatch):
     "What four threads get that load the same images at once, and how often they were fetched."
     real, fetched = getattr(sources, fetch), []
-    monkeypatch.setattr(sources, fetch, lambda *a: (fetched.append(a), real(*a)))
+
+    def counted(*args):
+        fetched.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(sources, fetch, counted)
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda _: load(), range(4))), len(fetched)
 
@@ -101,15 +110,15 @@ def test_cifar_is_read_from_folder_archive_and_download(name, cls, tmp_path, mon
         monkeypatch.setenv("BIKD_DATA", str(tmp_path / "new" / "home"))
         got, fetched = four_at_once(lambda: load_cifar(name), "_fetch_cifar", monkeypatch)
     assert fetched == 1
-    assert all(
-        torch.equal(pool.pixels, torch.from_numpy(truth["train_list"][0])) for pool, _ in got
-    )
+    pixels = torch.from_numpy(truth["train_list"][0])
+    assert all(torch.equal(pool.pixels, pixels) for pool, _ in got)
 
 
 def test_cifar_split_follows_the_protocol(tmp_path, monkeypatch):
     make_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
     source = replace(get_source("cifar10"), n_max=20, n_val=10)
-    split = draw_split(source, *source.load(tmp_path), rho=10, seed=0)
+    pool, test = source.load(tmp_path)[:2]
+    split = draw_split(source, pool, test, rho=10, seed=0)
     assert split.n_per_class == long_tailed_counts(20, 10, 10)
     assert split.val.labels.bincount().tolist() == [10] * 10
     words = "class 0 of cifar10 has 30 images, but 100 for val and 4900 for train"

@@ -55,8 +55,10 @@ def test_students_from_a_memo_and_from_a_live_teacher_leave_equal_records(tmp_pa
 
     few = dict(epochs=2)
     teacher = make_config("mnist5k", 100, 0, "teacher", "resnet14", protocol=few)
-    taught = dict(protocol=few, teacher_run=teacher.run_id)
-    kd, bikd = (make_config("mnist5k", 100, 0, m, **taught) for m in ("kd", "bikd"))
+    kd, bikd = (
+        make_config("mnist5k", 100, 0, m, protocol=few, teacher_run=teacher.run_id)
+        for m in ("kd", "bikd")
+    )
     with_memo, live = tmp_path / "memo", tmp_path / "live"
     for cfg in (teacher, kd, bikd):
         last = run(cfg, with_memo, show=False)
@@ -89,6 +91,7 @@ def test_a_process_killed_while_it_fills_the_memo_leaves_no_wrong_answer(tmp_pat
     expected = everything(toy_memo())
     for wait in (0.05, 0.11, 0.23):
         p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert p.stdout is not None
         assert p.stdout.readline() == "filling\n"
         time.sleep(wait)
         p.send_signal(signal.SIGKILL)

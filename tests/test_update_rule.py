@@ -245,6 +245,8 @@ def test_rule_is_followed_step_for_step(name, k):
 
     fresh, _ = preset(name, "bikd", settings=dict(k=k))
     fresh.begin(Setting(tuple(split.n_per_class), 0, "cpu", torch.float64))
+    assert fresh.weight_net is not None
+    assert method.weight_net is not None
     phi = list(fresh.weight_net.parameters())
     stats = [t.double() for t in pixel_stats(split, protocol.normalisation)]
     rule = replace(RULES[name], k=k)
@@ -284,10 +286,11 @@ def test_each_switch_changes_the_run(name, field, value):
     split = toy_split()
     results = []
     for settings in ({}, {field: value}):
-        protocol = dict(epochs=EPOCHS, batch_size=BATCH, lr=0.05)
-        method, protocol = preset(name, "bikd", protocol, dict(k=3) | settings)
+        quick = dict(epochs=EPOCHS, batch_size=BATCH, lr=0.05)
+        method, protocol = preset(name, "bikd", quick, dict(k=3) | settings)
         student = make_net(0, 5)
         train(student, method, split, protocol, teacher=make_net(1, 12), show=False)
+        assert method.weight_net is not None
         parameters = (*student.parameters(), *method.weight_net.parameters())
         results.append(torch.cat([p.detach().flatten() for p in parameters]))
     assert results[0].shape != results[1].shape or (results[0] - results[1]).abs().max() > 1e-9

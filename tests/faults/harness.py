@@ -214,7 +214,8 @@ def kills(
     "n kills, methods and kinds in turn."
     home = Path(home)
     home.mkdir(parents=True, exist_ok=True)
-    calm, draw, rows = Calm(home, methods), random.Random(seed), []
+    calm, draw = Calm(home, methods), random.Random(seed)
+    rows: list[dict] = []
     # CE asks no teacher, so it writes no memo
     pairs = [(m, k) for k in kinds for m in methods if (m, k) != ("ce", "memo")]
     while len(rows) < n:
