@@ -89,6 +89,21 @@ def _open_or_make(path: Path, head: bytes, size: int) -> None:
         with open(path, "r+b") as f:
             _claim(f, size)
 
+# %% ../nbs/04b_memo.ipynb #ff93ee95
+def _encoded(rows: np.ndarray, numbers: Tensor) -> np.ndarray:
+    "Numbers `(m, width)` as words `(m, n + 2)`."
+    words = numbers.contiguous().view(torch.int32).numpy().view("<u4")
+    checksum = _checksum(rows, words)[:, None].astype("<u8").view("<u4")
+    return np.concatenate([words, checksum], 1)
+
+
+def _decoded(rows: np.ndarray, raw: np.ndarray, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    "Words `(m, n + 2)` as numbers `(m, width)`, and whether the checksum fits `(m,)`."
+    words = np.ascontiguousarray(raw[:, :-2])
+    stored = np.ascontiguousarray(raw[:, -2:]).view("<u8")[:, 0]
+    known = torch.from_numpy(stored == _checksum(rows, words))
+    return torch.from_numpy(words).view(dtype), known
+
 # %% ../nbs/04b_memo.ipynb #bc5e6aa1
 class Table:
     "Rows of floating-point numbers in a memory-mapped file, each known or unknown."
@@ -135,21 +150,6 @@ class Table:
     def forget(self) -> None:
         "Make every row unknown."
         self.map[:] = 0
-
-# %% ../nbs/04b_memo.ipynb #ff93ee95
-def _encoded(rows: np.ndarray, numbers: Tensor) -> np.ndarray:
-    "Numbers `(m, width)` as words `(m, n + 2)`."
-    words = numbers.contiguous().view(torch.int32).numpy().view("<u4")
-    checksum = _checksum(rows, words)[:, None].astype("<u8").view("<u4")
-    return np.concatenate([words, checksum], 1)
-
-
-def _decoded(rows: np.ndarray, raw: np.ndarray, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    "Words `(m, n + 2)` as numbers `(m, width)`, and whether the checksum fits `(m,)`."
-    words = np.ascontiguousarray(raw[:, :-2])
-    stored = np.ascontiguousarray(raw[:, -2:]).view("<u8")[:, 0]
-    known = torch.from_numpy(stored == _checksum(rows, words))
-    return torch.from_numpy(words).view(dtype), known
 
 # %% ../nbs/04b_memo.ipynb #1b725ce0
 CHUNK = 128  # images per batch of the teacher, always

@@ -115,7 +115,7 @@ class DataHooks(BaseModel):
     from_val: ClassVar[str] = ""
     # of the training data: 'counts', 'groups'; see `check`
     needs: ClassVar[frozenset[str]] = frozenset()
-    # 'class_aware': batches by `bikd.data.class_aware_batches`
+    # 'class_aware': batches by `bikd.views.class_aware_batches`
     sampler: ClassVar[Literal["instance", "class_aware"]] = "instance"
 
     def training_images(self, split: Split) -> Split:
