@@ -36,6 +36,8 @@ def test_settings_and_pyproject_name_the_same_dependencies(root, settings):
         d for d in extras["dev"] if not d.startswith("bikd[")
     )
     assert settings["min_python"] in project["requires-python"]
+    assert project["urls"]["Repository"] == settings["git_url"]
+    assert all(url.startswith(settings["git_url"]) for url in project["urls"].values())
 
 
 def test_the_lock_is_complete_and_within_the_ranges(root, settings):
