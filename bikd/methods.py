@@ -438,7 +438,7 @@ for _cls in (TeacherCE, CE, KD):
 # %% ../nbs/05_methods.ipynb #57f3479b
 def _load_pages() -> None:
     "Import the pages whose methods register themselves."
-    for page in ("bikd", "baselines", "reweighting", "lfme"):
+    for page in ("bikd", "baselines", "reweighting", "lfme", "balanced"):
         import_module(f"bikd.{page}")
 
 
