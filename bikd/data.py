@@ -10,6 +10,7 @@ __all__ = ['RELEASED_MEAN', 'RELEASED_STD', 'long_tailed_counts', 'Split', 'draw
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -85,13 +86,19 @@ class Split:
         return _images_sha256(train=self.train, val=self.val, test=self.test)[:16]
 
 # %% ../nbs/00d_data.ipynb #86da6e20
+def _pieces(t: Tensor) -> Iterator[Tensor]:
+    "A tensor in pieces of about a million numbers: what is made of one takes little memory."
+    yield from t.split(max(1, 2**20 // max(1, t[:1].numel())))
+
+
 def _images_sha256(**parts: Images) -> str:
     "SHA-256 over names, shapes, pixels and labels, hex."
     h = hashlib.sha256()
     for name, part in parts.items():
         h.update(f"{name}{tuple(part.pixels.shape)}".encode())
         for tensor in part:
-            h.update(tensor.contiguous().numpy().data)
+            for piece in _pieces(tensor):
+                h.update(piece.contiguous().numpy().data)
     return h.hexdigest()
 
 # %% ../nbs/00d_data.ipynb #568e64bb
@@ -179,12 +186,20 @@ def _released_stats(channels: int) -> tuple[Tensor, Tensor]:
         return mean, std
     return mean.mean().repeat(channels), std.mean().repeat(channels)
 
+# %% ../nbs/00d_data.ipynb #be33c50f
+def _histogram(pixels: Tensor) -> Tensor:
+    "How often each of the 256 values occurs, int64 `(channels, 256)`."
+    counts = torch.zeros(pixels.shape[1], 256, dtype=torch.int64)
+    for piece in _pieces(pixels):
+        for channel, values in enumerate(piece.unbind(1)):
+            counts[channel] += values.flatten().bincount(minlength=256)
+    return counts
+
 # %% ../nbs/00d_data.ipynb #e01ea6bf
 def _train_stats(pixels: Tensor) -> tuple[Tensor, Tensor]:
     "Mean and standard deviation per channel, from a histogram in float64."
     values = torch.arange(256, dtype=torch.float64) / 255
-    counts = [p.flatten().to(torch.int64).bincount(minlength=256) for p in pixels.unbind(1)]
-    hist = torch.stack(counts).double()
+    hist = _histogram(pixels).double()
     hist /= hist.sum(1, keepdim=True)
     mean = hist @ values
     return mean.float(), (hist @ values**2 - mean**2).clamp_min(1e-12).sqrt().float()
