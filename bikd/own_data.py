@@ -7,6 +7,7 @@ __all__ = ['PerChannel', 'as_images', 'hold_out', 'Distilled', 'distill']
 
 # %% ../nbs/09_own_data.ipynb #d6e6206e
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,16 @@ def _as_labels(
         raise ValueError(f"label {numbers.min().item()} is negative; classes are numbered from 0.")
     return numbers.contiguous()
 
+# %% ../nbs/09_own_data.ipynb #dce3f5b4
+def _as_tensor(array: np.ndarray) -> Tensor:
+    "The array's own memory as a tensor; a copy if an axis is turned round."
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    with warnings.catch_warnings():
+        # a read-only array is read only
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(array)
+
 # %% ../nbs/09_own_data.ipynb #ff5aadcc
 def as_images(
     # uint8 `(N, channels, H, W)` or `(N, H, W)`, array or tensor, H = W
@@ -58,7 +69,7 @@ def as_images(
     "Images as `bikd.sources` keeps them; `ValueError` for other shapes, dtypes or lengths."
     array = np.asarray(pixels)
     numbers = _as_labels(labels, len(array))
-    values = torch.as_tensor(array)
+    values = _as_tensor(array)
     if values.ndim == 3:
         values = values[:, None]
     if values.dtype != torch.uint8 or values.ndim != 4 or values.shape[2] != values.shape[3]:
@@ -66,7 +77,7 @@ def as_images(
             f"images have shape {tuple(values.shape)} and dtype {values.dtype}; "
             "expected uint8 pixels (0 to 255) of shape (N, channels, H, W) with H = W."
         )
-    return Images(values.contiguous(), numbers)
+    return Images(values, numbers)
 
 # %% ../nbs/09_own_data.ipynb #1304b929
 def _pool(images: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> Images:
