@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .data import Split, pixel_stats
 from .hypergradient import FORWARD_MODE, functional_forward, trainable
-from .measuring import evaluate
+from .measuring import check_precision, evaluate
 from .memo import Memo
 from .methods import Bilevel, Method, Setting
 from .models import check_logits, count_macs
@@ -251,12 +251,13 @@ def check_nets(
     student: nn.Module,  # to be trained
     teacher: nn.Module | None,  # a trained net, or a `Teacher`
 ) -> None:
-    "`ValueError` unless both are nets and training the student leaves the teacher as it is."
+    "`ValueError` unless both are nets that can be trained so, and the teacher stays as it is."
     nets = dict(student=student) if teacher is None else dict(student=student, teacher=teacher)
     for who, net in nets.items():
         if not isinstance(net, nn.Module):
             raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
     trainable(student)
+    check_precision(student)
     if teacher is not None and not isinstance(teacher, Teacher):
         _check_apart(student, teacher)
 
