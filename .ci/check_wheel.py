@@ -27,7 +27,7 @@ def check_installation() -> None:
 def check_readme() -> None:
     "No link of the page that a package index shows is relative."
     described = metadata("bikd").json["description"]
-    links = re.findall(r"\]\(([^)]+)\)", described)
+    links = re.findall(r"\]\(([^)]+)\)", str(described))
     assert len(links) > 10
     assert [link for link in links if not re.match("https?:|#", link)] == []
 
