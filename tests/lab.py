@@ -1,6 +1,7 @@
-"""A real JupyterLab, or Voilà, on loopback and with a token, in a real browser without a window: what tests/test_browser.py stands on.
+"""A real JupyterLab or Voilà, on loopback and with a token, in a real browser without a window.
 
-Needs the package playwright and a Chromium of the system (Debian: apt-get install chromium); no browser is downloaded. CHROMIUM names another one.
+tests/test_browser.py uses it. It needs the package playwright and a Chromium of the system (Debian:
+apt-get install chromium); no browser is downloaded. CHROMIUM names another one.
 """
 
 import json
@@ -18,10 +19,16 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+
+def find_chromium():
+    "Its path, or None."
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+CHROMIUM = find_chromium()
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -31,7 +38,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# Lab's settings: no news (it would ask the network), and every cell in the page, seen or not
+# of Lab: no news (it would ask the network), and every cell in the page, seen or not
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
         "fetchNews": "false",
@@ -93,7 +100,7 @@ def served(command, ready, env, log, patience=60, cwd=None):
 
 
 def private(folder, **more):
-    "An environment whose Jupyter settings, workspaces and runtime files are in a folder of their own."
+    "An environment whose Jupyter settings, workspaces and runtime files are in this folder."
     for name, value in SETTINGS.items():
         path = Path(folder, "settings", name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,10 +116,8 @@ def private(folder, **more):
 
 
 @contextmanager
-def lab(
-    root,
-    **env,  # yields its address and token
-):
+def lab(root, **env):
+    "A JupyterLab for the notebooks in `root`; yields its address and token."
     port, token = free_port(), secrets.token_hex(16)
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as t:
@@ -129,21 +134,17 @@ def lab(
             f"--IdentityProvider.token={token}",
             f"--ServerApp.root_dir={root}",
         ]
-        with served(
-            command,
-            lambda: ask(f"{url}/api/status", token)[0] == 200,
-            private(t, **env),
-            f"{t}/log",
-        ):
+
+        def ready():
+            return ask(f"{url}/api/status", token)[0] == 200
+
+        with served(command, ready, private(t, **env), f"{t}/log"):
             yield url, token
 
 
 @contextmanager
-def voila(
-    arguments,
-    root,
-    **env,  # yields its address and the token it has made
-):
+def voila(arguments, root, **env):
+    "A Voilà with these arguments; yields its address and the token it has made."
     port = free_port()
     with tempfile.TemporaryDirectory() as t:
         said = Path(t, "log")
@@ -165,35 +166,30 @@ def voila(
 
 
 @contextmanager
-def browser(
-    width=1400,
-    height=1800,  # yields a page
-):
+def browser(width=1400, height=1800):
+    "A browser of this size; yields a page."
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = b.new_page(viewport=dict(width=width, height=height))
+        page: Any = b.new_page(viewport=dict(width=width, height=height))
         page.errors = []
         page.on("pageerror", lambda e: page.errors.append(str(e)))
         yield page
         b.close()
 
 
-def run_all(page, url, token, notebook, patience=300):
-    "Open a notebook in Lab, Run All Cells by the menu, wait until all have run and the kernel is idle; what `cells` sees."
+def run_all(page, server, notebook, patience=300):
+    "Open a notebook in Lab and run all its cells by the menu; what `cells` sees afterwards."
+    url, token = server
     page.goto(f"{url}/lab/tree/{notebook}?token={token}&reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
 
     def state():
-        return next(
-            (
-                s["kernel"]["execution_state"]
-                for s in json.loads(ask(f"{url}/api/sessions", token)[1])
-                if s["path"] == notebook
-            ),
-            None,
-        )
+        "Of the notebook's kernel; None before it has one."
+        sessions = json.loads(ask(f"{url}/api/sessions", token)[1])
+        states = [s["kernel"]["execution_state"] for s in sessions if s["path"] == notebook]
+        return states[0] if states else None
 
     def until(true, what, seconds):
         began = time.time()
@@ -203,22 +199,18 @@ def run_all(page, url, token, notebook, patience=300):
             page.wait_for_timeout(250)
 
     def prompts():
-        return [
-            p.strip()
-            for p in page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
-        ]  # '[*]:' while queued or running
+        "'[*]:' while a cell is queued or running, then its number."
+        texts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        return [text.strip() for text in texts]
 
     def done():
-        p = prompts()
-        return (
-            state() == "idle"
-            and not any("*" in x for x in p)
-            and any(re.search(r"\d", x) for x in p)
-        )
+        said = prompts()
+        running = any("*" in prompt for prompt in said)
+        begun = any(re.search(r"\d", prompt) for prompt in said)
+        return state() == "idle" and begun and not running
 
-    until(
-        lambda: state() == "idle", "no idle kernel", 60
-    )  # else the cells would queue behind a dialogue
+    # else the cells would queue behind a dialogue
+    until(lambda: state() == "idle", "no idle kernel", 60)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     until(done, "still running", patience)
@@ -227,25 +219,22 @@ def run_all(page, url, token, notebook, patience=300):
     return cells(page)
 
 
-def cells(
-    page,  # a dict per code cell: prompt, text, error, images
-):
-    "What a reader sees. Errors are read from the notebook's model: in the page they look like any other output."
+def cells(page):
+    """What a reader sees: a dict per code cell, with prompt, text, error and images.
+
+    Errors are read from the notebook's model: in the page they look like any other output.
+    """
     model = page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.toJSON()")
     code = [c for c in model["cells"] if c["cell_type"] == "code"]
-    return [
-        dict(
-            prompt=cell.locator(".jp-InputPrompt").first.inner_text().strip(),
-            text="\n".join(cell.locator(".jp-OutputArea-output").all_inner_texts()).strip(),
-            error=next(
-                (
-                    f"{o['ename']}: {o['evalue']}"
-                    for o in c["outputs"]
-                    if o["output_type"] == "error"
-                ),
-                None,
-            ),
-            images=cell.locator(".jp-OutputArea-output img").count(),
-        )
-        for cell, c in zip(page.locator(".jp-Notebook .jp-CodeCell").all(), code, strict=True)
-    ]
+    shown = page.locator(".jp-Notebook .jp-CodeCell").all()
+    return [seen(cell, c["outputs"]) for cell, c in zip(shown, code, strict=True)]
+
+
+def seen(cell, outputs):
+    errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
+    return dict(
+        prompt=cell.locator(".jp-InputPrompt").first.inner_text().strip(),
+        text="\n".join(cell.locator(".jp-OutputArea-output").all_inner_texts()).strip(),
+        error=errors[0] if errors else None,
+        images=cell.locator(".jp-OutputArea-output img").count(),
+    )

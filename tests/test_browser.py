@@ -1,4 +1,7 @@
-"""The notebooks as a reader meets them: a real JupyterLab and a real Voilà, in a real browser. Screenshots stay in $BIKD_SCREENSHOTS, if that is set, else in pytest's temporary folder."""
+"""The notebooks as a reader meets them: a real JupyterLab and a real Voilà, in a real browser.
+
+Screenshots stay in $BIKD_SCREENSHOTS, if that is set, else in pytest's temporary folder.
+"""
 
 import os
 import re
@@ -34,34 +37,29 @@ def ran_well(seen):
 
 def test_lab_wants_its_token(server):
     url, token = server
-    assert (
-        ask(f"{url}/api/contents")[0] == 403
-        and ask(f"{url}/api/contents", token)[0] == 200
-        and url.startswith("http://127.0.0.1:")
-    )
+    assert ask(f"{url}/api/contents")[0] == 403
+    assert ask(f"{url}/api/contents", token)[0] == 200
+    assert url.startswith("http://127.0.0.1:")
 
 
 def test_an_experiment_runs_and_shows_its_table_and_pictures(server, screenshots):
     with browser() as page:
-        text, images = ran_well(run_all(page, *server, "run_experiment.ipynb"))
+        text, images = ran_well(run_all(page, server, "run_experiment.ipynb"))
         page.screenshot(path=screenshots / "run_experiment.png", full_page=True)
-        assert images >= 5 and page.locator(".jp-OutputArea-output table").count() >= 5
-        assert (
-            re.search(r"teacher\s+1\s+resnet20\s+\d+\.\d+", text)
-            and re.search(r"bikd\s+1\s+resnet8\s+\d+\.\d+", text)
-            and "nothing is stuck" in text
-        )
+        assert images >= 5
+        assert page.locator(".jp-OutputArea-output table").count() >= 5
+        assert re.search(r"teacher\s+1\s+resnet20\s+\d+\.\d+", text)
+        assert re.search(r"bikd\s+1\s+resnet8\s+\d+\.\d+", text)
+        assert "nothing is stuck" in text
 
 
 def test_figure_3_shows_a_picture_and_counts_its_claims(server, screenshots):
     with browser() as page:
-        text, images = ran_well(run_all(page, *server, "figure3.ipynb"))
+        text, images = ran_well(run_all(page, server, "figure3.ipynb"))
         page.screenshot(path=screenshots / "figure3.png", full_page=True)
-        assert (
-            images == 1
-            and "tail samples get larger hard weights" in text
-            and re.search(r"\[\S+, \S+\] \(n = 3\)\s+holds", text)
-        )
+        assert images == 1
+        assert "tail samples get larger hard weights" in text
+        assert re.search(r"\[\S+, \S+\] \(n = 3\)\s+holds", text)
 
 
 def use_the_explorer(page, screenshots, name):
@@ -74,18 +72,18 @@ def use_the_explorer(page, screenshots, name):
         return panel.locator("canvas.bikd-map").evaluate("c => c.toDataURL()")
 
     def ink(panel):
-        return panel.locator("canvas.bikd-sample").evaluate(
-            "c => new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer).filter(p => p).length"
-        )
+        count = """c => {
+            const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            return new Uint32Array(pixels.buffer).filter(p => p).length;
+        }"""
+        return panel.locator("canvas.bikd-sample").evaluate(count)
 
     def title(panel):
         return panel.locator(".bikd-title").inner_text()
 
-    assert (
-        "BiKD, mnist5k" in title(left)
-        and "hard weight, epoch 30 of 30" in title(left)
-        and page.locator(".bikd-alarm").count() == 2
-    )
+    assert "BiKD, mnist5k" in title(left)
+    assert "hard weight, epoch 30 of 30" in title(left)
+    assert page.locator(".bikd-alarm").count() == 2
     before = picture(left)
     assert picture(right) != before  # another run
     handle = page.locator(".noUi-handle").first
@@ -99,11 +97,11 @@ def use_the_explorer(page, screenshots, name):
     left.locator(".bikd-title", has_text="soft weight").wait_for(timeout=10_000)
     assert picture(left) != moved
     page.locator(".widget-dropdown", has_text="class").locator("select").select_option("9")
-    left.locator(".bikd-said", has_text="3 images weigh").wait_for(
-        timeout=10_000
-    )  # class 9 at ρ = 100
+    said = left.locator(".bikd-said", has_text="3 images weigh")  # class 9 at ρ = 100
+    said.wait_for(timeout=10_000)
     assert ink(left) == 0
-    # click on a sample of class 9: the page knows where the shown ones lie only by looking, so ask each place of a grid until one answers
+    # Click on a sample of class 9. Only the picture tells where they lie, so ask each place of a
+    # grid until one answers.
     area = left.locator("canvas.bikd-map")
     for x in range(60, 360, 12):
         for y in range(12, 300, 12):
@@ -120,21 +118,23 @@ def use_the_explorer(page, screenshots, name):
 
 def test_the_explorer_in_lab(server, screenshots):
     with browser() as page:
-        ran_well(run_all(page, *server, "explore.ipynb"))
+        ran_well(run_all(page, server, "explore.ipynb"))
         use_the_explorer(page, screenshots, "explore-lab")
 
 
+# Who has no token meets the login page, or nothing.
+WITHOUT_TOKEN = (
+    "/",
+    "/?token=nbs/explore.ipynb",
+    "/voila/render/nbs/explore.ipynb",
+    "/voila/tree",
+)
+
+
 def test_the_explorer_under_voila(root, screenshots):
-    arguments = shlex.split(
-        re.search(r"&& voila (.*)", (root / "README.md").read_text())[1]
-    )  # as the README has them
-    with voila(arguments, root) as (url, token), browser() as page:
-        for address in (
-            "/",
-            "/?token=nbs/explore.ipynb",
-            "/voila/render/nbs/explore.ipynb",
-            "/voila/tree",
-        ):  # who has no token meets the login page, or nothing
+    (command,) = re.findall(r"&& voila (.*)", (root / "README.md").read_text())
+    with voila(shlex.split(command), root) as (url, token), browser() as page:
+        for address in WITHOUT_TOKEN:
             status, body = ask(url + address)
             assert status in (403, 404) or b'name="password"' in body, (address, status)
         assert len(token) >= 32

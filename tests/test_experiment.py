@@ -13,13 +13,10 @@ QUICK = ["-p", "epochs", "1", "-p", "student", "resnet8", "-p", "teacher", "resn
 
 def papermill(root, *args, out=None, cwd=None):
     env = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "MPLBACKEND")}
+    notebook = root / "nbs" / "run_experiment.ipynb"
+    command = [*CLI, notebook, *([out] if out else []), *args]
     return subprocess.run(
-        [
-            *CLI,
-            str(root / "nbs" / "run_experiment.ipynb"),
-            *([str(out)] if out else []),
-            *map(str, args),
-        ],
+        [str(word) for word in command],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -30,22 +27,22 @@ def papermill(root, *args, out=None, cwd=None):
 
 
 def outputs(nb, kind):
-    return [
-        o for c in nb.cells if c.cell_type == "code" for o in c.outputs if o.output_type == kind
-    ]
+    cells = [c for c in nb.cells if c.cell_type == "code"]
+    return [o for c in cells for o in c.outputs if o.output_type == kind]
 
 
 def text_of(nb):
-    return "\n".join(o.text for o in outputs(nb, "stream")) + "\n".join(
-        o.data.get("text/plain", "") for o in outputs(nb, "execute_result")
-    )
+    printed = [o.text for o in outputs(nb, "stream")]
+    shown = [o.data.get("text/plain", "") for o in outputs(nb, "execute_result")]
+    return "\n".join(printed) + "\n".join(shown)
 
 
 def test_the_page_is_worth_reading_and_a_second_call_repeats_nothing(root, tmp_path):
     args = ["-p", "rho", "100", "-p", "runs_dir", tmp_path / "runs", *QUICK]
     first = papermill(root, *args, out=tmp_path / "a.ipynb")
     assert first.returncode == 0, first.stderr[-2000:]
-    assert "unknown parameter" not in first.stderr.lower() and "Unable to parse" not in first.stderr
+    assert "unknown parameter" not in first.stderr.lower()
+    assert "Unable to parse" not in first.stderr
     nb = nbformat.read(tmp_path / "a.ipynb", 4)
     text = text_of(nb)
     pictures = [o for o in outputs(nb, "display_data") if "image/png" in o.data]
@@ -65,11 +62,13 @@ def test_the_page_is_worth_reading_and_a_second_call_repeats_nothing(root, tmp_p
     ):
         assert words in text, words
     assert text.count("trained: ") == 4
-    # the same again, without an output path, from another folder: loaded, and the notebook comes on stdout
+    # The same again, without an output path and from another folder: the runs are loaded, and the
+    # notebook comes on stdout.
     second = papermill(root, *args, cwd=tmp_path)
     assert second.returncode == 0, second.stderr[-2000:]
     again = text_of(nbformat.reads(second.stdout, 4))
-    assert again.count("loaded, it was finished before: ") == 4 and "trained: " not in again
+    assert again.count("loaded, it was finished before: ") == 4
+    assert "trained: " not in again
 
 
 BAD = [
@@ -89,48 +88,40 @@ BAD = [
 
 @pytest.mark.parametrize("given,message", BAD, ids=[" ".join(g) for g, _ in BAD])
 def test_bad_parameters_end_in_one_message_and_leave_nothing(root, tmp_path, given, message):
-    done = papermill(
-        root, "-p", *given, "-p", "runs_dir", tmp_path / "runs", out=tmp_path / "out.ipynb"
-    )
+    args = ["-p", *given, "-p", "runs_dir", tmp_path / "runs"]
+    done = papermill(root, *args, out=tmp_path / "out.ipynb")
     assert done.returncode != 0
     nb = nbformat.read(tmp_path / "out.ipynb", 4)
     (error,) = outputs(nb, "error")
-    assert error.ename == "ParameterError" and message in error.evalue and "\n" not in error.evalue
+    assert error.ename == "ParameterError"
+    assert message in error.evalue
+    assert "\n" not in error.evalue
     assert error.traceback == [f"ParameterError: {error.evalue}"]  # no frames of ours
     assert message in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "out.ipynb"
-    ]  # nothing trained, nothing written
+    # nothing trained, nothing written
+    assert [p.name for p in tmp_path.iterdir()] == ["out.ipynb"]
 
 
 def test_a_lost_tag_is_noticed(root, tmp_path):
-    "Without its tag, papermill puts the values before the defaults, which win: the guard must not let that pass."
+    """Without its tag, papermill puts the values before the defaults, which win.
+
+    The guard must not let that pass.
+    """
     nb = nbformat.read(root / "nbs" / "run_experiment.ipynb", 4)
     for c in nb.cells:
         c.metadata.pop("tags", None)
     nbformat.write(nb, tmp_path / "untagged.ipynb")
+    given = ["-p", "rho", "10", "-p", "runs_dir", str(tmp_path / "runs")]
     done = subprocess.run(
-        [
-            *CLI,
-            "untagged.ipynb",
-            "out.ipynb",
-            "-p",
-            "rho",
-            "10",
-            "-p",
-            "runs_dir",
-            str(tmp_path / "runs"),
-        ],
+        [*CLI, "untagged.ipynb", "out.ipynb", *given],
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
-    assert (
-        done.returncode != 0
-        and "tag 'parameters' is lost" in done.stderr
-        and not (tmp_path / "runs").exists()
-    )
+    assert done.returncode != 0
+    assert "tag 'parameters' is lost" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_papermill_infers_every_parameter_with_its_help(root):

@@ -1,4 +1,7 @@
-"""The figures' notebooks by papermill: what they write is the same every time, and bad input ends with a word and without a file."""
+"""The figures' notebooks by papermill.
+
+What they write is the same every time; bad input ends with a message and without a file.
+"""
 
 import subprocess
 import sys
@@ -10,27 +13,16 @@ RECORDS = "paper_figures/records"
 
 
 def papermill(root, notebook, to, *parameters):
-    words = [w for name, value in parameters for w in ("-p", name, value)]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "--no-progress-bar",
-            str(root / "nbs" / f"{notebook}.ipynb"),
-            str(to),
-            *words,
-        ],
-        capture_output=True,
-        text=True,
-        cwd=root,
-    )
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
+    command += [str(root / "nbs" / f"{notebook}.ipynb"), str(to)]
+    for name, value in parameters:
+        command += ["-p", name, value]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root)
 
 
 def made(root, notebook, folder, *parameters):
-    done = papermill(
-        root, notebook, folder.with_suffix(".ipynb"), ("out", str(folder)), *parameters
-    )
+    page, out = folder.with_suffix(".ipynb"), ("out", str(folder))
+    done = papermill(root, notebook, page, out, *parameters)
     assert done.returncode == 0, done.stderr[-2000:]
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
@@ -47,24 +39,17 @@ def test_a_rebuild_is_byte_identical_and_the_committed_numbers_are_those_of_the_
     root, tmp_path, notebook, parameters, names
 ):
     once, again = (made(root, notebook, tmp_path / n, *parameters) for n in "ab")
-    assert once == again and all(f"{n}{e}" in once for n in names for e in (".pdf", ".png"))
-    committed = {
-        n: (root / "paper_figures" / n).read_bytes() for n in once if n.endswith(".csv")
-    }  # pictures may differ between versions of matplotlib
-    assert committed == {n: b for n, b in once.items() if n.endswith(".csv")} and bool(
-        committed
-    ) == (notebook != "figure1_2")
+    assert once == again
+    assert all(f"{n}{e}" in once for n in names for e in (".pdf", ".png"))
+    # pictures may differ between versions of matplotlib
+    numbers = {n: b for n, b in once.items() if n.endswith(".csv")}
+    assert {n: (root / "paper_figures" / n).read_bytes() for n in numbers} == numbers
+    assert bool(numbers) == (notebook != "figure1_2")
 
 
 def test_the_records_of_fashion_mnist_make_figures_too(root, tmp_path):
-    files = made(
-        root,
-        "figure3",
-        tmp_path / "f",
-        ("dataset", "fashion_mnist"),
-        ("rho", "100"),
-        ("seeds", "0 1 2"),
-    )
+    parameters = [("dataset", "fashion_mnist"), ("rho", "100"), ("seeds", "0 1 2")]
+    files = made(root, "figure3", tmp_path / "f", *parameters)
     for name in ("figure3-fashion_mnist-rho100.csv", "figure3-fashion_mnist-rho100-claims.csv"):
         assert files[name] == (root / "paper_figures" / name).read_bytes()
     assert files["figure3-fashion_mnist-rho100.csv"].count(b"\n") == 12156 + 1
@@ -81,7 +66,8 @@ def test_the_student_that_was_watched_is_the_one_of_the_records(root):
             index=["epoch", "class"], columns="term", values="weight"
         )
         theirs = r.class_weights.set_index(["epoch", "class"])[["w_hard", "w_soft"]]
-        assert len(mine) == 300 and (abs(mine.values - theirs.values) < 1e-6).all()
+        assert len(mine) == 300
+        assert (abs(mine.values - theirs.values) < 1e-6).all()
 
 
 @pytest.mark.parametrize(
@@ -97,11 +83,10 @@ def test_the_student_that_was_watched_is_the_one_of_the_records(root):
     ],
 )
 def test_bad_input_is_named(root, tmp_path, notebook, name, value, message):
-    done = papermill(
-        root,
-        notebook,
-        tmp_path / "x.ipynb",
-        (name, value),
-        *([("out", str(tmp_path / "out"))] if notebook not in ("explore", "alignment") else []),
-    )
-    assert done.returncode != 0 and message in done.stderr and not (tmp_path / "out").exists()
+    parameters = [(name, value)]
+    if notebook not in ("explore", "alignment"):
+        parameters.append(("out", str(tmp_path / "out")))
+    done = papermill(root, notebook, tmp_path / "x.ipynb", *parameters)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()

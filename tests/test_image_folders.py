@@ -12,6 +12,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,8 @@ def test_the_small_cifar10_is_read_from_its_folder_the_folder_above_and_an_archi
 
 def test_its_split_names_the_decoder(tree):
     source = replace(get_source("cifar10_jpeg"), n_max=3, n_val=1)
-    pool, test, about = source.load(tree)
+    pool, test, *more = source.load(tree)
+    (about,) = more
     split = draw_split(source, pool, test, rho=1, seed=0, about=about)
     assert split.n_per_class == [3] * 10
     assert protocol_card(split)["decoded_by"] == decoder_name()
@@ -350,7 +352,8 @@ def test_an_archive_with_a_link_or_a_path_that_leaves_it_is_not_unpacked(place, 
 @pytest.mark.parametrize("kind", ["gz", "xz", "bz2", ""])
 def test_a_truncated_archive_is_refused(place, tree, kind, share):
     archive = place / f"cifar.tar.{kind}".rstrip(".")
-    with tarfile.open(archive, f"w:{kind}") as tar:
+    mode: Any = f"w:{kind}"
+    with tarfile.open(archive, mode) as tar:
         tar.add(tree, tree.name)
     whole = archive.read_bytes()
     archive.write_bytes(whole[: int(share * len(whole))])

@@ -1,17 +1,19 @@
 """All methods through the one training loop: resumed, estimated two ways, refused, recorded."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from nets import conv_net
 from pydantic import PrivateAttr
-from torch import nn
 
+from bikd.baselines import BKD
 from bikd.data import load_split, toy_split
 from bikd.experiment import Parameters, make_plan
-from bikd.lfme import Experts
+from bikd.lfme import LFME, Experts
 from bikd.measuring import evaluate
-from bikd.methods import Bilevel, Distillation, get_method, table_rows
+from bikd.methods import KD, Bilevel, Distillation, get_method, table_rows
 from bikd.presets import preset
 from bikd.protocol import Protocol
 from bikd.runs import make_config, run
@@ -24,40 +26,23 @@ STUDENTS = [
 ]
 
 
-def make_net(seed, width=6, C=6):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(16 * width, C),
-        ).double()
+def make_net(seed, width=6, n_classes=6):
+    return conv_net(width, n_classes=n_classes, seed=seed).double()
 
 
-def teacher_of(method):
-    return (
-        method.join([make_net(i, 12, 2) for i in range(3)], SPLIT)
-        if method.name == "lfme"
-        else make_net(1, 12)
-        if method.needs_teacher
-        else None
-    )
+def make_teacher(method):
+    "What the method learns from: its experts, a wider net or nothing."
+    if method.name == "lfme":
+        return method.join([make_net(i, 12, 2) for i in range(3)], SPLIT)
+    return make_net(1, 12) if method.needs_teacher else None
 
 
-def trained(method, epochs=4, **kw):
+def trained(method, epochs=4, **options):
+    "All numbers of a trained student, and its history."
     net = make_net(0)
-    _, progress = train(
-        net,
-        method,
-        SPLIT,
-        Protocol(epochs=epochs, batch_size=20, lr=0.02),
-        teacher=teacher_of(method),
-        show=False,
-        **kw,
-    )
+    protocol = Protocol(epochs=epochs, batch_size=20, lr=0.02)
+    teacher = make_teacher(method)
+    _, progress = train(net, method, SPLIT, protocol, teacher=teacher, show=False, **options)
     return torch.cat([t.double().flatten() for t in net.state_dict().values()]), progress.history
 
 
@@ -76,12 +61,15 @@ def test_an_interrupted_run_of_any_method_resumes_bit_for_bit(name, tmp_path, mo
         m.setattr(cls, "begin_epoch", cut_off)
         trained(cls(), checkpoint=tmp_path / "c.pt")
     again, history_again = trained(cls(), checkpoint=tmp_path / "c.pt")
-    assert torch.equal(whole, again) and history == history_again and len(history) == 4
+    assert torch.equal(whole, again)
+    assert history == history_again
+    assert len(history) == 4
 
 
 @pytest.mark.parametrize("name", [m for m in STUDENTS if get_method(m).bilevel])
 def test_every_bilevel_method_is_the_same_by_double_backward(name):
-    a, b = (trained(get_method(name)(estimator=e), 2)[0] for e in ("jvp", "double_backward"))
+    cls: Any = get_method(name)
+    a, b = (trained(cls(estimator=e), 2)[0] for e in ("jvp", "double_backward"))
     assert (a - b).norm() < 1e-10 * a.norm()
 
 
@@ -101,22 +89,15 @@ def test_methods_differ():
 
 
 def test_lfme_hears_its_experts_less_as_the_student_learns(tmp_path):
-    method = get_method("lfme")()
-    state = set_up(
-        make_net(0),
-        method,
-        SPLIT,
-        Protocol(epochs=30, batch_size=20, lr=0.05),
-        teacher=teacher_of(method),
-    )
-    assert isinstance(state.teacher.net, Experts) and evaluate(
-        state.teacher.net, state.val
-    ).shape == (
-        48,
-        6,
-    )
+    method = LFME()
+    protocol = Protocol(epochs=30, batch_size=20, lr=0.05)
+    state = set_up(make_net(0), method, SPLIT, protocol, teacher=make_teacher(method))
+    assert state.teacher is not None
+    assert isinstance(state.teacher.net, Experts)
+    assert evaluate(state.teacher.net, state.val).shape == (48, 6)
     ids = [b.ids for b in train_batches(state, 0)]
-    assert len(ids) == len(SPLIT.train) // 20 and all(len(i) == 20 for i in ids)
+    assert len(ids) == len(SPLIT.train) // 20
+    assert all(len(i) == 20 for i in ids)
     shown = state.train.labels[torch.cat(ids)].bincount(minlength=6)
     assert shown.max() - shown.min() <= 4
     method._expert = [1.0] * 3  # experts that know it all
@@ -125,7 +106,8 @@ def test_lfme_hears_its_experts_less_as_the_student_learns(tmp_path):
         train_epoch(state, epoch, lambda *a: None)
         method.after_epoch(evaluate(state.student, state.val), state.val.labels)
         heard.append(method.heard)
-    assert heard[0] == [1.0] * 3 and sum(heard[-1]) < 1.5, heard[-1]
+    assert heard[0] == [1.0] * 3
+    assert sum(heard[-1]) < 1.5, heard[-1]
 
 
 REFUSED = [
@@ -161,17 +143,12 @@ def test_a_method_that_needs_what_the_data_lack_says_so_before_training(name, la
         counts="class 3 has no training image",
         groups="one of the groups empty",
     )[lacks]
-    student = make_net(0, C=split.n_classes)
+    student = make_net(0, n_classes=split.n_classes)
     before = student[0].weight.clone()
+    teacher = make_net(1, n_classes=split.n_classes)
+    method = get_method(name)()
     with pytest.raises(ValueError, match=f"method '{name}' needs.*{words}"):
-        train(
-            student,
-            get_method(name)(),
-            split,
-            Protocol(epochs=1),
-            teacher=make_net(1, C=split.n_classes),
-            show=False,
-        )
+        train(student, method, split, Protocol(epochs=1), teacher=teacher, show=False)
     assert torch.equal(before, student[0].weight)
 
 
@@ -186,13 +163,12 @@ def test_the_plan_of_the_whole_table_names_every_teacher_first():
         "expert_head",
         "expert_medium",
         "expert_tail",
-    ] and lfme.teacher_run is None
+    ]
+    assert lfme.teacher_run is None
     original = make_plan(Parameters(methods="dive", preset="original")).configs
-    assert (
-        [c.method for c in original] == ["teacher_bsce", "dive"]
-        and original[1].teacher_run == original[0].run_id
-        and original[0].net == "resnet20"
-    )
+    assert [c.method for c in original] == ["teacher_bsce", "dive"]
+    assert original[1].teacher_run == original[0].run_id
+    assert original[0].net == "resnet20"
     with pytest.raises(ValueError, match="needs expert_runs, 3 in number"):
         make_config("mnist5k", 100, 0, "lfme", teacher_run="t")
     with pytest.raises(ValueError, match="takes no teacher_run"):
@@ -204,56 +180,44 @@ def test_every_preset_makes_every_method():
         for m in table_rows("table1") + table_rows("controls"):
             preset(name, m)
     table = {m: preset("table1", m)[0] for m in STUDENTS}
-    assert all(
-        t.temperature == (3.0 if m == "dive" else 4.0) for m, t in table.items() if t.needs_teacher
-    )  # τ = 4 is what the paper names; DiVE's stays (05b)
+    # τ = 4 is what the paper names; DiVE's stays (05b)
+    for m, t in table.items():
+        if t.needs_teacher:
+            assert t.model_dump()["temperature"] == (3.0 if m == "dive" else 4.0), m
     bkd, recipe = preset("original", "bkd")
-    assert (
-        bkd.deferred
-        and bkd.temperature == 2.0
-        and recipe.lr_at(0) < recipe.lr
-        and recipe.batch_size == 128
-    )
+    assert isinstance(bkd, BKD)
+    assert bkd.deferred
+    assert bkd.temperature == 2.0
+    assert recipe.lr_at(0) < recipe.lr
+    assert recipe.batch_size == 128
 
 
 def test_records_of_controls_and_experts(tmp_path):
     one = dict(epochs=1)
     control = run(make_config("mnist5k", 100, 0, "ce_val", protocol=one), tmp_path, show=False)
     split = load_split("mnist5k", 100, 0)
-    assert (
-        control.summary["split_hash"] == split.hash
-        and control.summary["n_per_class"] == split.n_per_class
-    )  # groups as drawn, so that rows compare
-    assert control.summary[
-        "test_acc_pct_val_selected"
-    ] is None and control.class_weights.n.sum() == len(split.train) + len(split.val)
-    tail = run(
-        make_config("mnist5k", 100, 0, "expert_tail", net="resnet8", protocol=one),
-        tmp_path,
-        show=False,
-    )
-    assert (
-        len(tail.summary["per_class_acc_pct"]) == 3
-        and tail.student()(torch.zeros(1, 1, 28, 28)).shape == (1, 3)
-        and tail.summary["split_hash"] == split.hash
-    )
+    # groups as drawn, so that rows compare
+    assert control.summary["split_hash"] == split.hash
+    assert control.summary["n_per_class"] == split.n_per_class
+    assert control.summary["test_acc_pct_val_selected"] is None
+    assert control.class_weights.n.sum() == len(split.train) + len(split.val)
+    expert = make_config("mnist5k", 100, 0, "expert_tail", net="resnet8", protocol=one)
+    tail = run(expert, tmp_path, show=False)
+    assert len(tail.summary["per_class_acc_pct"]) == 3
+    assert tail.student()(torch.zeros(1, 1, 28, 28)).shape == (1, 3)
+    assert tail.summary["split_hash"] == split.hash
 
 
 def test_fewer_validation_images_leave_the_training_set_alone(tmp_path):
-    kw = dict(protocol=dict(epochs=1), n_val=2)
+    kw: dict[str, Any] = dict(protocol=dict(epochs=1), n_val=2)
     r = run(make_config("mnist5k", 100, 0, "ce", **kw), tmp_path, show=False)
     full = run(make_config("mnist5k", 100, 0, "ce", protocol=dict(epochs=1)), tmp_path, show=False)
-    assert (
-        r.folder != full.folder
-        and r.metrics.test_acc_pct.tolist() == full.metrics.test_acc_pct.tolist()
-        and r.summary["split_hash"] != full.summary["split_hash"]
-    )
+    assert r.folder != full.folder
+    assert r.metrics.test_acc_pct.tolist() == full.metrics.test_acc_pct.tolist()
+    assert r.summary["split_hash"] != full.summary["split_hash"]
+    student = make_config("mnist5k", 100, 0, "kd", teacher_run="t", **kw)
     with pytest.raises(ValueError, match="n_val"):
-        run(
-            make_config("mnist5k", 100, 0, "kd", teacher_run="t", **kw),
-            tmp_path,
-            split=load_split("mnist5k", 100, 0),
-        )
+        run(student, tmp_path, split=load_split("mnist5k", 100, 0))
 
 
 def test_a_bilevel_method_of_ones_own_needs_three_answers():
@@ -276,22 +240,14 @@ def test_a_bilevel_method_of_ones_own_needs_three_answers():
             return True
 
     method = PerLoss()
-    net = make_net(0)
-    train(
-        net,
-        method,
-        SPLIT,
-        Protocol(epochs=2, batch_size=20, lr=0.02),
-        teacher=make_net(1, 12),
-        show=False,
-    )
+    trained(method, epochs=2)
     assert not torch.equal(method._w, torch.full_like(method._w, 0.5))
 
 
 def test_statistics_come_from_images_as_they_are():
     answers = {}
 
-    class Ask(get_method("kd")):
+    class Ask(KD):
         name = "ask"
 
         def begin(self, setting):
@@ -301,6 +257,5 @@ def test_statistics_come_from_images_as_they_are():
     state = set_up(make_net(0), Ask(), SPLIT, Protocol(), teacher=teacher)
     for part, images in (("train", SPLIT.train), ("val", SPLIT.val)):
         plain = (images.pixels.double() / 255 - state.train.mean) / state.train.std
-        assert (answers[part][0] - teacher.eval()(plain)).abs().max() < 1e-9 and torch.equal(
-            answers[part][1], images.labels
-        )
+        assert (answers[part][0] - teacher.eval()(plain)).abs().max() < 1e-9
+        assert torch.equal(answers[part][1], images.labels)

@@ -1,4 +1,7 @@
-"""Every loss in float32 against float64 on a thousand draws, extreme logits among them; every gradient against differences of the loss."""
+"""Every loss in float32 against float64, and every gradient against differences of the loss.
+
+On a thousand draws, extreme logits among them.
+"""
 
 import pytest
 import torch
@@ -37,9 +40,12 @@ def losses(name, s, t, y):
 def test_float32_is_float64_up_to_rounding(name, scale):
     s, t, y = draws(scale)
     exact, ours = losses(name, s, t, y), losses(name, s.float(), t.float(), y)
-    assert exact.isfinite().all() and ours.isfinite().all() and ours.dtype == torch.float32
+    assert exact.isfinite().all()
+    assert ours.isfinite().all()
+    assert ours.dtype == torch.float32
     error = (ours.double() - exact).abs() / (scale + exact.abs())
-    # At 1e4 a logit divided by the temperature is rounded by 5e-4; where a teacher's two first classes tie, that much probability moves.
+    # At 1e4 a logit divided by the temperature is rounded by 5e-4. Where a teacher's two first
+    # classes tie, that much probability moves.
     assert error.max() < (1e-4 if scale == 1e4 else 2e-5), (name, error.max().item())
 
 
@@ -65,7 +71,8 @@ def test_hard_and_soft_loss_by_the_book():
     assert (hard_loss(s, y) + p.gather(1, y[:, None])[:, 0].log()).abs().max() < 1e-10
     a, b = ((z / tau).exp() / (z / tau).exp().sum(1, keepdim=True) for z in (t, s))
     assert (soft_loss(s, t, tau) - tau**2 * (a * (a / b).log()).sum(1)).abs().max() < 1e-10
-    assert (soft_loss(s.float(), s.float(), tau) == 0).all() and (soft_loss(s, t, tau) >= 0).all()
+    assert (soft_loss(s.float(), s.float(), tau) == 0).all()
+    assert (soft_loss(s, t, tau) >= 0).all()
 
 
 def test_second_derivatives_exist_where_double_backward_needs_them():

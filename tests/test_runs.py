@@ -31,10 +31,11 @@ def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
         checkpoint = tmp_path / "torn" / cfg.run_id / "checkpoint.pt"
         p = start(tmp_path / "torn", teacher, student)
         lines = iter(p.stdout.readline, "")
-        assert any(cfg.method in l and "epoch   2/4" in l for l in lines)
+        assert any(cfg.method in line and "epoch   2/4" in line for line in lines)
         p.send_signal(signal.SIGKILL)
         p.wait()
-        assert checkpoint.exists() and find_run(tmp_path / "torn", cfg.run_id) is None
+        assert checkpoint.exists()
+        assert find_run(tmp_path / "torn", cfg.run_id) is None
     finish(start(tmp_path / "torn", teacher, student))
     for cfg in (teacher, student):
         assert record(tmp_path / "calm", cfg) == record(tmp_path / "torn", cfg)
@@ -43,7 +44,7 @@ def test_a_killed_run_resumes_to_the_same_record_bit_for_bit(tmp_path):
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
-    "A teacher's and a student's records, one epoch each, made by one process that nothing disturbed."
+    "A teacher's and a student's records, one epoch each, by one process that nothing disturbed."
     folder = tmp_path_factory.mktemp("calm")
     finish(start(folder, *configs(epochs=1)))
     return {cfg.run_id: record(folder, cfg) for cfg in configs(epochs=1)}
@@ -55,22 +56,14 @@ def test_four_processes_train_a_teacher_and_a_student_once_and_one_alone_makes_t
     both = configs(epochs=1)
     four = [start(tmp_path, *both) for _ in range(4)]
     said = [[word for word in finish(p).split() if word in ("fresh", "loaded")] for p in four]
-    for i in (0, 1):
-        assert sorted(words[i] for words in said) == [
-            "fresh",
-            "loaded",
-            "loaded",
-            "loaded",
-        ]  # the teacher, the student
+    for i in (0, 1):  # the teacher, the student
+        assert sorted(words[i] for words in said) == ["fresh", *["loaded"] * 3]
     assert {cfg.run_id: record(tmp_path, cfg) for cfg in both} == calm
 
 
 def epochs_in(checkpoint):
-    return len(
-        torch.load(io.BytesIO(checkpoint.read_bytes().partition(b"\n")[2]), weights_only=True)[
-            "progress"
-        ]["history"]
-    )
+    _, _, data = checkpoint.read_bytes().partition(b"\n")
+    return len(torch.load(io.BytesIO(data), weights_only=True)["progress"]["history"])
 
 
 def test_a_lock_whose_owner_was_killed_is_taken_over(tmp_path):
@@ -100,9 +93,8 @@ def small_disk(path, size):
     path.mkdir()
 
     def mount(options):
-        return subprocess.run(
-            ["mount", "-o", options, "-t", "tmpfs", "tmpfs", str(path)], capture_output=True
-        ).returncode
+        command = ["mount", "-o", options, "-t", "tmpfs", "tmpfs", str(path)]
+        return subprocess.run(command, capture_output=True).returncode
 
     if os.geteuid() or mount(f"size={size}"):
         pytest.skip("a small disk cannot be made: it takes root and mount")
@@ -112,19 +104,17 @@ def small_disk(path, size):
         subprocess.run(["umount", str(path)])
 
 
-FULL, READ_ONLY = (
-    "No space left on device. What was finished before is whole. Make room",
-    "Read-only file system. What was finished before is whole. Make it writable",
-)
+FULL = "No space left on device. What was finished before is whole. Make room"
+READ_ONLY = "Read-only file system. What was finished before is whole. Make it writable"
 
 
 @pytest.mark.parametrize(
     "size,ills",
     [
         ("16k", [(None, FULL)]),  # not even the first checkpoint fits
-        ("700k", [("ro", READ_ONLY), ("rw", FULL)]),
+        ("700k", [("ro", READ_ONLY), ("rw", FULL)]),  # the teacher fits, but not the student
     ],
-)  # later the teacher does, but not the student
+)
 def test_a_full_or_read_only_disk_is_said_and_costs_nothing_that_was_finished(
     tmp_path, calm, size, ills
 ):
@@ -135,9 +125,8 @@ def test_a_full_or_read_only_disk_is_said_and_costs_nothing_that_was_finished(
             if options:
                 assert not remount(options)
             out = finish(start(disk, *both), code=1)
-            assert words in out and out.strip().splitlines()[-1].startswith(
-                "bikd.basics.StorageError:"
-            ), out
+            assert words in out
+            assert out.strip().splitlines()[-1].startswith("bikd.basics.StorageError:"), out
             for cfg in both:
                 assert find_run(disk, cfg.run_id) is None or record(disk, cfg) == calm[cfg.run_id]
             assert not list(disk.glob("*/.*.tmp"))
@@ -154,10 +143,11 @@ def test_a_folder_that_is_removed_meanwhile_is_said(tmp_path):
         assert p.poll() is None
     shutil.rmtree(tmp_path / teacher.run_id, ignore_errors=True)
     shutil.rmtree(tmp_path / teacher.run_id, ignore_errors=True)
-    assert (
-        "checkpoint.pt could not be written: No such file or directory. What was finished before is whole. Its folder was removed meanwhile"
-        in finish(p, code=1).splitlines()[-1]
+    words = (
+        "checkpoint.pt could not be written: No such file or directory. "
+        "What was finished before is whole. Its folder was removed meanwhile"
     )
+    assert words in finish(p, code=1).splitlines()[-1]
 
 
 def test_a_record_of_another_version_is_refused_in_words(tmp_path):
@@ -166,18 +156,17 @@ def test_a_record_of_another_version_is_refused_in_words(tmp_path):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(schema_version=2)))
     seal(folder)
-    with pytest.raises(
-        ValueError,
-        match="config.json cannot be meant: schema_version = 2: Input should be 1.*read it with the version of bikd that wrote it",
-    ):
+    words = (
+        "config.json cannot be meant: schema_version = 2: Input should be 1"
+        ".*read it with the version of bikd that wrote it"
+    )
+    with pytest.raises(ValueError, match=words):
         load_runs(tmp_path)
 
 
 def test_a_run_that_is_resumed_elsewhere_names_every_place(tmp_path, monkeypatch, capsys):
-    cfg, real = (
-        make_config("mnist5k", 100, 0, "ce", net="resnet8", protocol=dict(epochs=2)),
-        training.save_checkpoint,
-    )
+    cfg = make_config("mnist5k", 100, 0, "ce", net="resnet8", protocol=dict(epochs=2))
+    real = training.save_checkpoint
 
     def cut_off(*a):
         real(*a)
@@ -190,14 +179,10 @@ def test_a_run_that_is_resumed_elsewhere_names_every_place(tmp_path, monkeypatch
     here = environment()
     monkeypatch.setattr("bikd.runs.environment", lambda device: here | dict(torch="9.9"))
     r = run(cfg, tmp_path)
-    assert (
-        f"resumed after epoch 1 where not all is as before (torch: {here['torch']} -> 9.9)"
-        in capsys.readouterr().out
-    )
-    assert [(p["first_epoch"], p["torch"]) for p in r.environment["places"]] == [
-        (1, here["torch"]),
-        (2, "9.9"),
-    ]
+    words = f"resumed after epoch 1 where not all is as before (torch: {here['torch']} -> 9.9)"
+    assert words in capsys.readouterr().out
+    places = [(p["first_epoch"], p["torch"]) for p in r.environment["places"]]
+    assert places == [(1, here["torch"]), (2, "9.9")]
     assert provenance([r]).machine[0].endswith("(the last of 2 places)")
 
 
@@ -207,9 +192,8 @@ def test_tensorboard_scalars_are_those_of_the_metrics(tmp_path):
     teacher, _ = configs(epochs=2)
     r = run(teacher, tmp_path, show=False, tensorboard=True)
     events = EventAccumulator(str(r.folder / "tensorboard")).Reload()
-    assert [round(e.value, 3) for e in events.Scalars("test_acc_pct")] == [
-        round(v, 3) for v in r.metrics.test_acc_pct
-    ]
+    shown = [round(e.value, 3) for e in events.Scalars("test_acc_pct")]
+    assert shown == [round(v, 3) for v in r.metrics.test_acc_pct]
     assert [e.step for e in events.Scalars("train_loss")] == [1, 2]
 
 
@@ -217,14 +201,15 @@ def test_summary_and_files_keep_the_contract(tmp_path):
     teacher, student = configs(epochs=1)
     run(teacher, tmp_path, show=False)
     r = run(student, tmp_path, show=False)
-    assert {
+    files = {
         "config.json",
         "metrics.csv",
         "summary.json",
         "env.json",
         "student.safetensors",
         "weight_net.safetensors",
-    } <= {p.name for p in r.folder.iterdir()}
+    }
+    assert files <= {p.name for p in r.folder.iterdir()}
     keys = [
         "run_id",
         "dataset",
@@ -246,15 +231,18 @@ def test_summary_and_files_keep_the_contract(tmp_path):
         "train_time_s",
         "device",
     ]
-    assert set(keys) <= set(r.summary) and r.folder.name == r.summary["run_id"] == r.config.run_id
-    assert not list(r.folder.glob("checkpoint*")) and not list(r.folder.glob(".*.tmp"))
+    assert set(keys) <= set(r.summary)
+    assert r.folder.name == r.summary["run_id"] == r.config.run_id
+    assert not list(r.folder.glob("checkpoint*"))
+    assert not list(r.folder.glob(".*.tmp"))
 
 
 def test_a_diverging_run_stops_and_leaves_no_summary(tmp_path):
     cfg = make_config("mnist5k", 100, 0, "ce", protocol=dict(epochs=1, batch_size=1000, lr=1e30))
     with pytest.raises(NonFiniteLoss, match="after epoch 0: the val cross-entropy is"):
         run(cfg, tmp_path, show=False)
-    assert find_run(tmp_path, cfg.run_id) is None and len(load_runs(tmp_path)) == 0
+    assert find_run(tmp_path, cfg.run_id) is None
+    assert len(load_runs(tmp_path)) == 0
 
 
 def test_records_of_an_unknown_method_are_not_called_damaged(tmp_path):
@@ -263,7 +251,8 @@ def test_records_of_an_unknown_method_are_not_called_damaged(tmp_path):
         name = "mine"
 
     cfg = make_config("mnist5k", 100, 0, "mine", protocol=dict(epochs=1))
-    assert run(cfg, tmp_path, show=False).fresh and list(load_runs(tmp_path).method) == ["mine"]
+    assert run(cfg, tmp_path, show=False).fresh
+    assert list(load_runs(tmp_path).method) == ["mine"]
     del METHODS["mine"]
     with pytest.raises(ValueError, match="'mine' is unknown.*register or install that first"):
         load_runs(tmp_path)
@@ -279,14 +268,12 @@ def test_a_method_whose_code_has_changed_does_not_get_the_old_numbers(tmp_path):
 
     cfg = make_config("mnist5k", 100, 0, "mine", net="resnet8", protocol=dict(epochs=1))
     first = run(cfg, tmp_path, show=False)
-    assert (
-        own_code(CE) == ""
-        and first.summary["method_code"] == own_code(Mine)
-        and not run(cfg, tmp_path, show=False).fresh
-    )
+    assert own_code(CE) == ""
+    assert first.summary["method_code"] == own_code(Mine)
+    assert not run(cfg, tmp_path, show=False).fresh
 
     @register
-    class Mine(CE):
+    class Mine(CE):  # type: ignore[no-redef]
         name = "mine"
 
         def weights(self, losses, step):
@@ -317,17 +304,30 @@ def test_a_method_whose_code_has_changed_does_not_get_the_old_numbers(tmp_path):
     assert len({own_code(c) for c in (Other, Another, WithIt, Without)}) == 4
 
 
+MINE = """
+from bikd.methods import CE, register
+
+
+@register
+class Mine(CE):
+    name = "mine"
+
+    def weights(self, losses, step):
+        return {}
+"""
+
+
 def test_the_hash_of_a_methods_code_is_of_the_code_that_runs(tmp_path, monkeypatch):
     "The module is edited after it was imported."
     path = tmp_path / "mymethod.py"
-    text = "from bikd.methods import CE, register\n@register\nclass Mine(CE):\n    name = 'mine'\n    def weights(self, losses, step): return {}\n"
-    path.write_text(text.format("0*losses + 1"))
+    path.write_text(MINE.format("0 * losses + 1"))
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("mymethod")
     code = own_code(module.Mine)
-    path.write_text("# a line above\n" + text.format("0*losses + 2"))
+    path.write_text("# a line above\n" + MINE.format("0 * losses + 2"))
     os.utime(path, (1, 1))
-    assert code and own_code(module.Mine) == code
+    assert code
+    assert own_code(module.Mine) == code
     importlib.reload(module)
     assert own_code(module.Mine) != code
     del METHODS["mine"]
@@ -360,7 +360,8 @@ def test_finished_runs_load_from_a_read_only_disk(tmp_path):
         first = run(cfg, disk, show=False)
         assert not remount("ro")
         again = run(cfg, disk, show=False)
-        assert not again.fresh and again.summary == first.summary
+        assert not again.fresh
+        assert again.summary == first.summary
 
 
 def test_what_a_killed_process_left_is_tidied(tmp_path):
@@ -370,11 +371,9 @@ def test_what_a_killed_process_left_is_tidied(tmp_path):
     (folder / ".checkpoint.pt.1.tmp").write_bytes(b"half")
     run(cfg, tmp_path, show=False)
     (folder / "checkpoint.pt").write_bytes(b"left")
-    assert (
-        not run(cfg, tmp_path, show=False).fresh
-        and not list(folder.glob(".*.tmp"))
-        and not (folder / "checkpoint.pt").exists()
-    )
+    assert not run(cfg, tmp_path, show=False).fresh
+    assert not list(folder.glob(".*.tmp"))
+    assert not (folder / "checkpoint.pt").exists()
 
 
 def test_configs_refuse_what_cannot_be_meant():

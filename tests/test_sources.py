@@ -1,4 +1,7 @@
-"""Sources on files made here in the exact on-disk formats: CIFAR's pickles, archive and download, Fashion-MNIST's IDX."""
+"""Sources on files made here in the exact on-disk formats.
+
+CIFAR's pickles, archive and download, and Fashion-MNIST's IDX.
+"""
 
 import gzip
 import hashlib
@@ -26,11 +29,15 @@ def md5(path):
     return hashlib.md5(Path(path).read_bytes()).hexdigest()
 
 
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        "Say nothing."
+
+
 @contextmanager
 def served(folder):
     "A folder over HTTP, on the loopback interface."
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    handler.func.log_message = lambda *a: None
+    handler = partial(QuietHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -40,13 +47,21 @@ def served(folder):
 def four_at_once(load, fetch, monkeypatch):
     "What four threads get that load the same images at once, and how often they were fetched."
     real, fetched = getattr(sources, fetch), []
-    monkeypatch.setattr(sources, fetch, lambda *a: (fetched.append(a), real(*a)))
+
+    def counted(*args):
+        fetched.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(sources, fetch, counted)
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda _: load(), range(4))), len(fetched)
 
 
 def make_cifar(root, cls, monkeypatch, per_batch=60):
-    "An unpacked CIFAR folder and its archive, as python-pickled batches; the checksums torchvision compares are those of the files made."
+    """An unpacked CIFAR folder and its archive, as python-pickled batches.
+
+    The checksums torchvision compares are those of the files made.
+    """
     rng, fine = np.random.default_rng(0), cls is datasets.CIFAR100
     C, key = (100, "fine_labels") if fine else (10, "labels")
     folder = root / cls.base_folder
@@ -86,43 +101,38 @@ def make_cifar(root, cls, monkeypatch, per_batch=60):
 def test_cifar_is_read_from_folder_archive_and_download(name, cls, tmp_path, monkeypatch):
     folder, archive, truth = make_cifar(tmp_path, cls, monkeypatch)
     for where in (tmp_path, folder, archive, archive.parent):
-        for images, part in zip(load_cifar(name, where), ("train_list", "test_list")):
-            assert (
-                torch.equal(images.pixels, torch.from_numpy(truth[part][0]))
-                and images.labels.tolist() == truth[part][1]
-            )
+        pool, test = load_cifar(name, where)
+        for images, part in ((pool, "train_list"), (test, "test_list")):
+            assert torch.equal(images.pixels, torch.from_numpy(truth[part][0]))
+            assert images.labels.tolist() == truth[part][1]
     with served(archive.parent) as url:  # the real download code, from a server on this machine
         monkeypatch.setattr(cls, "url", f"{url}/{cls.filename}")
         monkeypatch.setenv("BIKD_DATA", str(tmp_path / "new" / "home"))
         got, fetched = four_at_once(lambda: load_cifar(name), "_fetch_cifar", monkeypatch)
-    assert fetched == 1 and all(
-        torch.equal(pool.pixels, torch.from_numpy(truth["train_list"][0])) for pool, _ in got
-    )
+    assert fetched == 1
+    pixels = torch.from_numpy(truth["train_list"][0])
+    assert all(torch.equal(pool.pixels, pixels) for pool, _ in got)
 
 
 def test_cifar_split_follows_the_protocol(tmp_path, monkeypatch):
     make_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
     source = replace(get_source("cifar10"), n_max=20, n_val=10)
-    split = draw_split(source, *source.load(tmp_path), rho=10, seed=0)
-    assert (
-        split.n_per_class == long_tailed_counts(20, 10, 10)
-        and split.val.labels.bincount().tolist() == [10] * 10
-    )
-    with pytest.raises(
-        ValueError, match="class 0 of cifar10 has 30 images, but 100 for val and 4900 for train"
-    ):
+    pool, test = source.load(tmp_path)[:2]
+    split = draw_split(source, pool, test, rho=10, seed=0)
+    assert split.n_per_class == long_tailed_counts(20, 10, 10)
+    assert split.val.labels.bincount().tolist() == [10] * 10
+    words = "class 0 of cifar10 has 30 images, but 100 for val and 4900 for train"
+    with pytest.raises(ValueError, match=words):
         load_split("cifar10", 10, data_dir=tmp_path)
 
 
 def test_damaged_or_missing_cifar_ends_in_one_clear_message(tmp_path, monkeypatch):
     folder, archive, _ = make_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
-    (folder / "data_batch_3").write_bytes(
-        (folder / "data_batch_3").read_bytes()[:-1]
-    )  # never unpickled: its checksum is wrong
-    with pytest.raises(
-        RuntimeError,
-        match="cifar-10-python.tar.gz into a folder and name that folder with data_dir",
-    ):
+    # never unpickled: its checksum is wrong
+    batch = folder / "data_batch_3"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    words = "cifar-10-python.tar.gz into a folder and name that folder with data_dir"
+    with pytest.raises(RuntimeError, match=words):
         load_cifar("cifar10", folder)
     archive.write_bytes(archive.read_bytes()[:-9])
     with pytest.raises(RuntimeError, match="neither whole"):
@@ -155,15 +165,12 @@ def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(
         entry.type, entry.linkname = kind, "../../out"
         tar.addfile(entry)
     monkeypatch.setattr(cls, "tgz_md5", md5(archive))  # the checksum is right
-    with pytest.raises(
-        sources.DataError, match=f"is not unpacked: '{name}' in it is a link, a device or outside"
-    ):
+    words = f"is not unpacked: '{name}' in it is a link, a device or outside"
+    with pytest.raises(sources.DataError, match=words):
         load_cifar("cifar10", home)
-    assert {p.name for p in tmp_path.rglob("*")} == {
-        "home",
-        cls.filename,
-        ".bikd-fetch.lock",
-    } and not Path("/tmp/bikd-out").exists()
+    left = {p.name for p in tmp_path.rglob("*")}
+    assert left == {"home", cls.filename, ".bikd-fetch.lock"}
+    assert not Path("/tmp/bikd-out").exists()
 
 
 def make_fashion(folder, monkeypatch, zipped=True):
@@ -187,9 +194,8 @@ def make_fashion(folder, monkeypatch, zipped=True):
 def test_fashion_is_read_flat_or_as_torchvision_keeps_it(where, zipped, tmp_path, monkeypatch):
     make_fashion(tmp_path / "home" / where, monkeypatch, zipped)
     pool, test = load_fashion_mnist(tmp_path / "home")
-    assert pool.pixels.shape == (30, 1, 28, 28) and test.labels.tolist() == [
-        i % 10 for i in range(20)
-    ]
+    assert pool.pixels.shape == (30, 1, 28, 28)
+    assert test.labels.tolist() == [i % 10 for i in range(20)]
     (path,) = (tmp_path / "home" / where).glob("train-images*")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])  # cut short
@@ -221,11 +227,14 @@ def test_a_fashion_download_is_whole_or_absent_and_fetched_once(tmp_path, monkey
             assert not (home / "FashionMNIST").exists()
         last.write_bytes(sound)
         got, fetched = four_at_once(lambda: load_fashion_mnist(home), "_fetch_fashion", monkeypatch)
-    assert fetched == 1 and all(len(pool) == 30 and len(test) == 20 for pool, test in got)
+    assert fetched == 1
+    assert all(len(pool) == 30 and len(test) == 20 for pool, test in got)
     assert {p.name for p in home.iterdir()} == {"FashionMNIST", ".bikd-fetch.lock"}
 
 
-TABLE = {  # methods and Table 1's settings: all counts, or the first of each tenth and the last; total; batches at 100 and 128
+# Of each setting of Table 1 (n_max, classes, rho): all counts, or the first of each tenth and the
+# last; their sum; batches of 100 and of 128.
+TABLE = {
     (4900, 10, 1): ([4900] * 10, 49000, 490, 383),
     (4900, 10, 10): ([4900, 3793, 2937, 2274, 1760, 1363, 1055, 817, 632, 490], 20021, 201, 157),
     (4900, 10, 50): ([4900, 3172, 2054, 1330, 861, 557, 361, 233, 151, 98], 13717, 138, 108),

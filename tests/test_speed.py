@@ -1,4 +1,7 @@
-"""What is fast must be equal: the memo to the live teacher, the compiled pass to the plain one; whatever happens to the file."""
+"""What is fast must be equal: the memo to the live teacher, the compiled pass to the plain one.
+
+That holds whatever happens to the memo's file.
+"""
 
 import errno
 import os
@@ -8,10 +11,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from nets import conv_net
 from torch import nn
 
 from bikd.bikd import BiKD
@@ -26,7 +31,7 @@ from bikd.views import DeviceImages
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    "Small nets are fastest so, also where other work is running; and a memo is for one number of threads."
+    "Small nets are fastest on one thread. A memo is for one number of threads, too."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,31 +69,36 @@ def test_students_from_a_memo_and_from_a_live_teacher_leave_equal_records(tmp_pa
     assert record(with_memo, bikd) == record(live, bikd)
     assert last.summary["teacher_answers_computed"] == CHUNK  # the check of the file, nothing else
     assert alone.summary["teacher_answers_computed"] == 2 * sum(alone.summary["n_per_class"])
-    assert (
-        not (live / teacher.run_id / "memo").exists()
-        and len(list((with_memo / teacher.run_id / "memo").glob("*.bin"))) == 1
-    )
+    assert not (live / teacher.run_id / "memo").exists()
+    assert len(list((with_memo / teacher.run_id / "memo").glob("*.bin"))) == 1
 
 
 def test_a_process_killed_while_it_fills_the_memo_leaves_no_wrong_answer(tmp_path):
     code = textwrap.dedent(f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import torch; torch.set_num_threads(1)
+        import sys
+        import torch
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_speed import toy_memo
-        memo = toy_memo({str(tmp_path)!r}); n = memo.gallery.views.n
+        torch.set_num_threads(1)
+        memo = toy_memo({str(tmp_path)!r})
+        n = memo.gallery.views.n
         print('filling', flush=True)
         while True:
             memo.table.map[:] = 0
-            for part in torch.randperm(len(memo.gallery)*n).split(20): memo(part//n, part % n)""")
+            for part in torch.randperm(len(memo.gallery) * n).split(20):
+                memo(part // n, part % n)
+    """)
     expected = everything(toy_memo())
     for wait in (0.05, 0.11, 0.23):
         p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert p.stdout is not None
         assert p.stdout.readline() == "filling\n"
         time.sleep(wait)
         p.send_signal(signal.SIGKILL)
         p.wait()
         memo = toy_memo(tmp_path)
-        assert torch.equal(everything(memo), expected) and memo.table is not None
+        assert torch.equal(everything(memo), expected)
+        assert memo.table is not None
 
 
 def test_a_full_disk_costs_the_memo_and_nothing_else(tmp_path, monkeypatch):
@@ -98,14 +108,16 @@ def test_a_full_disk_costs_the_memo_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.warns(UserWarning, match="No space left on device.*asked live"):
         memo = toy_memo(tmp_path)
-    assert memo.table is None and torch.equal(everything(memo), everything(toy_memo()))
+    assert memo.table is None
+    assert torch.equal(everything(memo), everything(toy_memo()))
     assert [p.name for p in tmp_path.iterdir()] in ([], [".memo.lock"])
 
 
 def test_the_limit_falls_back_to_the_live_teacher(tmp_path):
     with pytest.warns(UserWarning, match="limit is 1e-09 GiB"):
         memo = toy_memo(tmp_path, limit_gib=1e-9)
-    assert memo.table is None and list(tmp_path.iterdir()) == []
+    assert memo.table is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(
@@ -113,31 +125,19 @@ def test_the_limit_falls_back_to_the_live_teacher(tmp_path):
     reason="torch.compile needs a C++ compiler",
 )
 def test_a_compiled_run_is_the_same_student_up_to_rounding():
-    def net(C=3, width=6, seed=0):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.Flatten(),
-            nn.Linear(64 * width, C),
-        ).double()
+    def net(width, seed):
+        inplace = partial(nn.ReLU, inplace=True)
+        return conv_net(width, activation=inplace, pool=False, seed=seed).double()
 
     def trained(compile):
-        student, method = net(), BiKD(k=2)
-        state, _ = train(
-            student,
-            method,
-            toy_split(),
-            Protocol(epochs=2, batch_size=10, lr=0.02),
-            teacher=net(width=8, seed=1),
-            compile=compile,
-            show=False,
-        )
-        return state, torch.cat(
-            [p.detach().flatten() for p in (*student.parameters(), *method.weight_net.parameters())]
-        )
+        student, method = net(6, seed=0), BiKD(k=2)
+        protocol = Protocol(epochs=2, batch_size=10, lr=0.02)
+        options = dict(teacher=net(8, seed=1), compile=compile, show=False)
+        state, _ = train(student, method, toy_split(), protocol, **options)
+        parameters = (*student.parameters(), *method.weight_net.parameters())
+        return state, torch.cat([p.detach().flatten() for p in parameters])
 
     (plain, a), (fused, b) = trained(False), trained(True)
-    assert plain.push is None and fused.push is not None
+    assert plain.push is None
+    assert fused.push is not None
     assert (a - b).norm() / a.norm() < 1e-9

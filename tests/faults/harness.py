@@ -1,10 +1,13 @@
-"""Kill a training at a chosen moment, start it again, and compare its record with that of an undisturbed one, bit for bit.
+"""Kill a training at a chosen moment, start it again, and compare its record bit for bit.
 
     python tests/faults/harness.py --kills 100 --out tests/faults/kills.json
 
-The moments are counted, not guessed: an undisturbed run lists every event of some kinds (a step of the optimizer, each fsync and rename of checkpoint and record, each write into the memo), and a
-disturbed one kills itself with SIGKILL at one of them; before an fsync half of the file may be cut off first, as if it had not been written yet. Kind 'clock' kills from outside, at a random time.
-Each run is a process of its own, forked from one that has imported everything and computed nothing.
+It is compared with the record of an undisturbed training. The moments are counted, not guessed: an
+undisturbed run lists every event of some kinds (a step of the optimizer, each fsync and rename of
+checkpoint and record, each write into the memo), and a disturbed one kills itself with SIGKILL at
+one of them. Before an fsync half of the file may be cut off first, as if it had not been written
+yet. Kind 'clock' kills from outside, at a random time. Each run is a process of its own, forked
+from one that has imported everything and computed nothing.
 """
 
 import argparse
@@ -29,7 +32,8 @@ from bikd.runs import Run, environment, run
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from processes import record
 
-METHODS, KINDS = ("ce", "kd", "bikd", "lfme"), ("step", "checkpoint", "record", "memo", "clock")
+METHODS = ("ce", "kd", "bikd", "lfme")
+KINDS = ("step", "checkpoint", "record", "memo", "clock")
 EPOCHS = 2
 
 
@@ -43,7 +47,10 @@ def plan(runs_dir, methods):
 
 
 def watch(at):
-    "From now on call `at(kind, path)` before and after each event of this process; the path is that of a file whose fsync is next."
+    """From now on call `at(kind, path)` before and after each event of this process.
+
+    The path is that of a file whose fsync is next.
+    """
 
     def around(
         owner,
@@ -107,43 +114,49 @@ def whole(folder):
         assert hashlib.sha256(data).hexdigest().encode() == head.split()[-1], checkpoint
     if (folder / "summary.json").exists():
         r = Run(folder)
-        (
-            r.config,
-            r.summary,
-            r.metrics,
-            r.class_weights,
-            r.samples,
-            r.trace,
-            r.confusion,
-            r.calibration,
-            r.student(),
-        )
+        for part in (
+            "config",
+            "summary",
+            "metrics",
+            "class_weights",
+            "samples",
+            "trace",
+            "confusion",
+            "calibration",
+        ):
+            getattr(r, part)
+        r.student()
 
 
 class Calm:
     "Undisturbed runs of all methods, with the events of the students among them."
 
     def __init__(self, home, methods):
-        self.home, self.configs = home, {c.method: c for c in plan(home, methods)}
+        self.home = home
+        self.configs = {c.method: c for c in plan(home, methods)}
         self.events, self.records, self.seconds = {}, {}, {}
-        for m, cfg in self.configs.items():
-            log = home / f"{m}.events"
-            for t in cfg.teachers:
-                shutil.rmtree(
-                    home / t / "memo", ignore_errors=True
-                )  # each fills its own, as its disturbed twin will
+        for method in self.configs:
+            self.watch_one(method)
 
-            def work():
-                seen = []
-                watch(lambda kind, path: seen.append(kind))
-                run(cfg, home, show=False)
-                log.write_text(json.dumps(seen))
+    def watch_one(self, method):
+        "The undisturbed run of a method: its events, its record and how long it took."
+        cfg = self.configs[method]
+        log = self.home / f"{method}.events"
+        for t in cfg.teachers:
+            # each fills its own, as its disturbed twin will
+            shutil.rmtree(self.home / t / "memo", ignore_errors=True)
 
-            began = time.time()
-            assert finish(child(work)) == 0, m
-            self.seconds[m] = time.time() - began
-            self.events[m] = json.loads(log.read_text())
-            self.records[m] = record(home, cfg)
+        def work():
+            seen = []
+            watch(lambda kind, path: seen.append(kind))
+            run(cfg, self.home, show=False)
+            log.write_text(json.dumps(seen))
+
+        began = time.time()
+        assert finish(child(work)) == 0, method
+        self.seconds[method] = time.time() - began
+        self.events[method] = json.loads(log.read_text())
+        self.records[method] = record(self.home, cfg)
 
     def disturbed(self, method, kind, draw: random.Random) -> dict:
         "One kill and one new start; what happened."
@@ -153,7 +166,8 @@ class Calm:
             for t in cfg.teachers:
                 shutil.copytree(self.home / t, d / t, ignore=shutil.ignore_patterns("memo"))
             places = [i for i, k in enumerate(self.events[method]) if k == kind]
-            target, cut = (draw.choice(places) if places else None), draw.random() < 0.5
+            target = draw.choice(places) if places else None
+            cut = draw.random() < 0.5
 
             def work():
                 count = [0]
@@ -175,17 +189,13 @@ class Calm:
                 os.kill(pid, signal.SIGKILL)
             code = finish(pid)
             folder = d / cfg.run_id
-            left = (
-                sorted(p.name for p in folder.iterdir() if p.is_file()) if folder.exists() else []
-            )
+            left = []
             if folder.exists():
+                left = sorted(p.name for p in folder.iterdir() if p.is_file())
                 whole(folder)
             again = finish(child(lambda: run(cfg, d, show=False)))
-            same = (
-                again == 0
-                and record(d, cfg) == self.records[method]
-                and not [p for p in folder.iterdir() if p.name.startswith(("checkpoint", "."))]
-            )
+            same = again == 0 and record(d, cfg) == self.records[method]
+            litter = [p for p in folder.iterdir() if p.name.startswith(("checkpoint", "."))]
             return dict(
                 method=method,
                 kind=kind if target is not None else "clock",
@@ -194,7 +204,7 @@ class Calm:
                 killed=code == -signal.SIGKILL,
                 finished="summary.json" in left,
                 resumed="checkpoint.pt" in left,
-                identical=bool(same),
+                identical=same and not litter,
             )
 
 
@@ -204,15 +214,16 @@ def kills(
     "n kills, methods and kinds in turn."
     home = Path(home)
     home.mkdir(parents=True, exist_ok=True)
-    calm, draw, rows = Calm(home, methods), random.Random(seed), []
-    pairs = [
-        (m, k) for k in kinds for m in methods if not (k == "memo" and m == "ce")
-    ]  # CE asks no teacher
+    calm, draw = Calm(home, methods), random.Random(seed)
+    rows: list[dict] = []
+    # CE asks no teacher, so it writes no memo
+    pairs = [(m, k) for k in kinds for m in methods if (m, k) != ("ce", "memo")]
     while len(rows) < n:
         row = calm.disturbed(*pairs[len(rows) % len(pairs)], draw)
         if row["killed"] or not row["identical"]:
             rows.append(row)
-            say(row)  # a clock that came too late is drawn again
+            say(row)
+        # else the clock came too late, and the next is drawn
     return rows
 
 
@@ -235,7 +246,8 @@ if __name__ == "__main__":
         )
     good, killed = sum(r["identical"] for r in rows), sum(r["killed"] for r in rows)
     print(
-        f"{good} of {len(rows)} records are bit-identical to the undisturbed; {killed} runs were killed before their end"
+        f"{good} of {len(rows)} records are bit-identical to the undisturbed; "
+        f"{killed} runs were killed before their end"
     )
     if a.out:
         a.out.write_text(

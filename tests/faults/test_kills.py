@@ -24,19 +24,16 @@ def test_three_kills_leave_no_trace(root):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and "3 of 3 records are bit-identical" in done.stdout, (
-        done.stdout + done.stderr
-    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 records are bit-identical" in done.stdout
     assert done.stdout.count('"killed": true') == 3
 
 
 def test_the_long_run_on_record_lost_nothing(root):
     record = json.loads((root / "tests/faults/kills.json").read_text())
     rows = record["rows"]
-    assert record["kills"] == record["identical"] == record["killed"] == len(rows) == 100 and all(
-        r["identical"] and r["killed"] for r in rows
-    )
-    assert {r["method"] for r in rows} == {"ce", "kd", "bikd", "lfme"} and {
-        r["kind"] for r in rows
-    } == {"step", "checkpoint", "record", "memo", "clock"}
+    assert record["kills"] == record["identical"] == record["killed"] == len(rows) == 100
+    assert all(r["identical"] and r["killed"] for r in rows)
+    assert {r["method"] for r in rows} == {"ce", "kd", "bikd", "lfme"}
+    assert {r["kind"] for r in rows} == {"step", "checkpoint", "record", "memo", "clock"}
     assert not record["environment"]["git_dirty"]

@@ -2,8 +2,10 @@
 
     python workflow/scripts/one_gpu.py --gpus 1 --locks runs -- papermill ...
 
-Snakemake counts GPUs on one machine but does not say which one a job may use. This takes the first that nobody holds (a lock file each, freed by the
-system when the holder dies) and tells the command by CUDA_VISIBLE_DEVICES. Where a scheduler has chosen already, and for jobs without a GPU, it only runs the command.
+Snakemake counts GPUs on one machine but does not say which one a job may use. This takes the first
+that nobody holds (a lock file each, freed by the system when the holder dies) and tells the command
+by CUDA_VISIBLE_DEVICES. Where a scheduler has chosen already, and for jobs without a GPU, it only
+runs the command.
 """
 
 import argparse
@@ -11,9 +13,12 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible() -> list[str]:
@@ -36,23 +41,20 @@ def main() -> int:
     )
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
-    if not args.gpus or "CUDA_VISIBLE_DEVICES" in os.environ:
+    if not args.gpus or VISIBLE in os.environ:
         return subprocess.call(args.command)
     gpus = visible()
     if not gpus:
         sys.exit(
-            "this job needs a GPU, and PyTorch finds none; set `device: cpu` in the file of experiments."
+            "this job needs a GPU, and PyTorch finds none; "
+            "set `device: cpu` in the file of experiments."
         )
     args.locks.mkdir(parents=True, exist_ok=True)
     while True:
         for gpu in gpus:
-            try:
-                with FileLock(args.locks / f".{os.uname().nodename}-gpu{gpu}.lock", timeout=0):
-                    return subprocess.call(
-                        args.command, env=os.environ | dict(CUDA_VISIBLE_DEVICES=gpu)
-                    )
-            except Timeout:
-                pass
+            lock = FileLock(args.locks / f".{os.uname().nodename}-gpu{gpu}.lock", timeout=0)
+            with suppress(Timeout), lock:
+                return subprocess.call(args.command, env=os.environ | {VISIBLE: gpu})
         time.sleep(1)
 
 
