@@ -123,7 +123,7 @@ def watched_training(
     if not isinstance(method, BiKD) or cfg.teacher_run is None:
         raise ValueError(f"a config of bikd was expected, and this is one of {cfg.method}.")
     temperature = method.temperature
-    split = load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir)
+    split = load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir, cfg.n_val)
     channels = split.train.pixels.shape[1]
     answers: list[Tensor] = []
     rows: list[pd.DataFrame] = []
