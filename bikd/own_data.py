@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from .basics import generator
 from .data import Split
+from .meaning import doubt_of_student, look_at_images, look_at_nets, warn_of
 from .methods import Method, get_method, wants_val
 from .presets import preset
 from .protocol import Protocol
 from .sources import Images
-from .training import train
+from .state import Execution, set_up
+from .training import outer_loop
 from .views import Views
 
 # %% ../nbs/09_own_data.ipynb #1008f3f0
@@ -219,6 +221,11 @@ def _own_stats(mean: PerChannel | None, std: PerChannel | None) -> tuple[Tensor,
         raise ValueError(
             f"mean={mean}: means of pixels scaled to [0, 1] were expected; divide by 255."
         )
+    if any(s > 1 for s in torch.as_tensor(std).reshape(-1).tolist()):
+        raise ValueError(
+            f"std={std}: standard deviations of pixels scaled to [0, 1] were expected; divide by "
+            "255."
+        )
     means = torch.as_tensor(mean, dtype=torch.float32).reshape(-1)
     return means, torch.as_tensor(std, dtype=torch.float32).reshape(-1)
 
@@ -229,9 +236,18 @@ class Distilled:
 
     student: nn.Module  # trained, in `eval()` mode
     method: Method  # with what it learned, e.g. BiKD's `weight_net`
-    history: pd.DataFrame  # a row per epoch
+    # a row per epoch; the teacher's accuracies, which do not change, are columns too
+    history: pd.DataFrame
     class_weights: pd.DataFrame  # columns epoch, class, w_<term>
     split: Split  # what was used for what
+
+# %% ../nbs/09_own_data.ipynb #e46ac988
+def _beside(known: dict[str, float], rows: list[dict[str, Any]], n: int) -> pd.DataFrame:
+    "The history of `n` training images, with the teacher's accuracies as columns."
+    if known:
+        teacher, student = known["teacher_train_acc_pct"], rows[-1]["train_acc_pct"]
+        warn_of([doubt_of_student(teacher, student, n)], stacklevel=4)
+    return pd.DataFrame(rows).assign(**known)
 
 # %% ../nbs/09_own_data.ipynb #d90b3f26
 def distill(  # noqa: PLR0913
@@ -260,7 +276,8 @@ def distill(  # noqa: PLR0913
 ) -> Distilled:
     """Distil a teacher into a student on imbalanced images.
 
-    `ValueError` for what does not fit together; otherwise the errors of `bikd.training.train`."""
+    `ValueError` for what does not fit together, and a warning for what looks wrong, see
+    `bikd.meaning`; otherwise the errors of `bikd.training.train`."""
     _check_pairs(val_images, val_labels, val_per_class)
     _check_idle(fields, mean, std)
     pool = _pool(images, labels)
@@ -271,8 +288,11 @@ def distill(  # noqa: PLR0913
     stats = _own_stats(mean, std)
     _check_one_teacher(method, m)
     options: dict[str, Any] = dict(device=device, checkpoint=checkpoint, memo=memo, compile=compile)
-    _, progress = train(
-        student, m, split, protocol, teacher=teacher, seed=seed, stats=stats, show=show, **options
-    )
+    look_at_images(pool, given, m)
+    execution = Execution(show=show, **options)
+    state = set_up(student, m, split, protocol, teacher, seed, execution, stats)
+    known = look_at_nets(state, show)
+    progress = outer_loop(state, execution)
+    history = _beside(known, progress.history, len(split.train))
     weights = pd.DataFrame(progress.weight_rows(m.terms))
-    return Distilled(student.eval(), m, pd.DataFrame(progress.history), weights, split)
+    return Distilled(student.eval(), m, history, weights, split)
