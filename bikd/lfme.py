@@ -26,7 +26,7 @@ PARTS = ("head", "medium", "tail")
 
 
 def only(
-    images: Images,
+    images: Images | Chosen,
     classes: list[int],  # in increasing order
 ) -> Images:
     "Images of these classes, with labels 0, 1, ... in their order."

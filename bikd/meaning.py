@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .basics import generator, seeded
-from .data import pixel_stats
+from .data import pieces, pixel_stats
 from .measuring import logits_of
 from .methods import Method, wants_val
 from .sources import Images
@@ -315,13 +315,13 @@ def doubt_of_student(
         f"{teacher_pct:.1f} %. Is the teacher shown them as in its own training? See mean and std."
     )
 
-# %% ../nbs/08a_meaning.ipynb #c3f06b9f
+# %% ../nbs/08a_meaning.ipynb #16defb71
 def doubt_of_pixels(
     part: str,  # 'train' or 'val'
     images: Images,  # may be empty
 ) -> str | None:
     "What is odd about pixels of 0 and 1."
-    if not len(images) or images.pixels.max() > 1:
+    if not len(images) or any(piece.max() > 1 for piece in pieces(images)):
         return None
     return (
         f"no pixel of the {_PART[part]} images is above 1: pixels go from 0 to 255. Were they "
@@ -345,11 +345,12 @@ def doubt_of_balance(
         "Give as many of each class, or none: then some training images are set aside."
     )
 
-# %% ../nbs/08a_meaning.ipynb #ccfd310f
+# %% ../nbs/08a_meaning.ipynb #3908c3dd
 def _hashes(images: Images) -> Iterator[int]:
     "A number for each image, the same for the same pixels."
-    for i in range(len(images)):
-        yield hash(images.pixels[i].contiguous().numpy().tobytes())
+    for piece in pieces(images):
+        for image in piece.contiguous().numpy():
+            yield hash(image.tobytes())
 
 
 def doubt_of_overlap(

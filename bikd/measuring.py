@@ -39,10 +39,10 @@ def check_precision(
     for name, p in net.named_parameters():
         if p.is_floating_point() and p.dtype.itemsize < 4:
             raise ValueError(
-                f"the student's parameter {name!r} is {str(p.dtype).removeprefix('torch.')}: so few "
-                "bits round the steps of training to nothing, or overflow. Give the student in "
-                "float32: student.float(). With precision='bf16' its passes are still computed in "
-                "bfloat16."
+                f"the student's parameter {name!r} is {str(p.dtype).removeprefix('torch.')}: "
+                "so few bits round the steps of training to nothing, or overflow. Give the student "
+                "in float32: student.float(). With precision='bf16' its passes are still computed "
+                "in bfloat16."
             )
 
 # %% ../nbs/05e_measuring.ipynb #7f497ec0

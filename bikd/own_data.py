@@ -23,10 +23,10 @@ from .meaning import doubt_of_student, look_at_images, look_at_nets, warn_of
 from .methods import Method, get_method, wants_val
 from .presets import preset
 from .protocol import Protocol
-from .sources import Images
+from .sources import Chosen, Images
 from .state import Execution, set_up
 from .training import outer_loop
-from .views import Views
+from .views import Views, are_large
 
 # %% ../nbs/09_own_data.ipynb #1008f3f0
 def _as_labels(
@@ -115,8 +115,10 @@ def hold_out(
     # how many of each class; default a fifth of the smallest class, at most 100
     per_class: int | None = None,
     seed: int = 0,  # which ones
-) -> tuple[Images, Images]:  # the rest, and the balanced hold-out
-    "Set the same number of images of every class aside. `ValueError` if a class has too few."
+) -> tuple[Images | Chosen, Images | Chosen]:  # the rest, and the balanced hold-out
+    """Set the same number of images of every class aside. `ValueError` if a class has too few.
+
+    Large images are not copied, see `bikd.sources.Chosen`."""
     n = images.labels.bincount()
     per_class = _hold_out_size(n, per_class)
     aside = []
@@ -127,11 +129,14 @@ def hold_out(
     out = torch.cat(aside)
     keep = torch.ones(len(images), dtype=torch.bool)
     keep[out] = False
-    return images.take(torch.nonzero(keep)[:, 0]), images.take(out)
+    rest = torch.nonzero(keep)[:, 0]
+    if are_large(images):
+        return Chosen(images, rest), Chosen(images, out)
+    return images.take(rest), images.take(out)
 
 # %% ../nbs/09_own_data.ipynb #4d4e493e
-def _none_of(images: Images) -> Images:
-    return Images(images.pixels[:0], images.labels[:0])
+def _none_of(images: Images | Chosen) -> Images:
+    return images.take(torch.arange(0))
 
 
 def _given(
@@ -145,7 +150,7 @@ def _given(
 # %% ../nbs/09_own_data.ipynb #a2c3f652
 def _train_and_val(
     pool: Images, given: Images | None, per_class: int | None, method: str, seed: int
-) -> tuple[Images, Images]:
+) -> tuple[Images | Chosen, Images | Chosen]:
     "Training and validation images: `given`, or set aside from the pool where they are needed."
     if given is not None:
         return pool, given
@@ -154,7 +159,7 @@ def _train_and_val(
     return pool, _none_of(pool)
 
 # %% ../nbs/09_own_data.ipynb #bf9dafa0
-def _own_split(train: Images, val: Images, views: Views, seed: int) -> Split:
+def _own_split(train: Images | Chosen, val: Images | Chosen, views: Views, seed: int) -> Split:
     "The split; its ρ is that of the classes that have images."
     n = train.labels.bincount()
     rho = (n.max() / n[n > 0].min()).item()
