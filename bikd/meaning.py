@@ -289,13 +289,15 @@ def doubt_of_scaling(
     if now.sum() > 0.9 * n:  # no scaling can add ten points
         return None
     found = [_right(teacher, _shown(gallery, s), ids, s.reverse) for s in others]
-    best = max(range(len(others)), key=lambda i: int(found[i].sum()))
-    gained, lost = int((found[best] & ~now).sum()), int((now & ~found[best]).sum())
+    then = max(found, key=lambda right: int(right.sum()))
+    gained, lost = int((then & ~now).sum()), int((now & ~then).sum())
     if gained - lost < 0.1 * n or not _surely_better(gained, lost):
         return None
+    pairs = zip(found, others, strict=True)
+    best = " or ".join(str(s) for right, s in pairs if right.sum() == then.sum())
     return (
-        f"the teacher knows its images better {others[best]}: it is then right on "
-        f"{int(found[best].sum())} of {n} training images, of every class alike, and on "
+        f"the teacher knows its images better {best}: it is then right on "
+        f"{int(then.sum())} of {n} training images, of every class alike, and on "
         f"{int(now.sum())} as it is shown them. Show them as in the teacher's own training."
     )
 

@@ -68,8 +68,8 @@ def taught(images=bright, mean=0.5, std=0.5):
         net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, CLASSES))
         pixels, labels = images()
         x = (pixels / 255 - mean) / std
-        adam = torch.optim.Adam(net.parameters(), 1e-2)
-        for _ in range(300):
+        adam = torch.optim.Adam(net.parameters(), 1e-2 if std > 0.1 else 1e-3)
+        for _ in range(300 if std > 0.1 else 1500):
             adam.zero_grad()
             nn.functional.cross_entropy(net(x), labels).backward()
             adam.step()
@@ -135,7 +135,7 @@ def test_without_a_teacher_nothing_is_said_of_one():
     "trained, shown",
     [
         (dict(mean=0.5, std=0.5), dict(mean=None, std=None)),  # the training images' own
-        (dict(mean=0.0, std=1.0), dict(mean=None, std=None)),
+        (dict(mean=0.0, std=1.0), HALF),
         (dict(mean=0.0, std=1 / 255), HALF),
         (dict(mean=0.5, std=0.5), dict(mean=[0.0] * 3, std=[1.0] * 3)),
     ],
@@ -176,8 +176,13 @@ def test_validation_images_with_other_numbers_than_the_training_images_are_notic
 
 
 def test_a_teacher_that_guesses_is_noticed():
-    torch.manual_seed(1)
-    _, said = distilled(teacher=small_net())
+    class Guesses(nn.Module):
+        "Looks at the noise of one pixel."
+
+        def forward(self, x):
+            return x[:, :, 0, 0]
+
+    _, said = distilled(teacher=Guesses())
     assert any("guessing gives 33.3 %" in s for s in said)
 
 
