@@ -23,7 +23,7 @@ from .measuring import logits_of
 from .methods import Method, wants_val
 from .sources import Images
 from .state import TrainingState
-from .views import DeviceImages, evaluation_batch
+from .views import DeviceImages, evaluation_batch, stacked
 
 # %% ../nbs/08a_meaning.ipynb #400734ac
 class Range:
@@ -265,7 +265,8 @@ def _right(
 ) -> Tensor:  # bool `(n,)`
     "On which of these images the net is right; `reverse`: with their channels in reverse order."
     pairs = _batches(ids, gallery)
-    return torch.cat([net(x.flip(1) if reverse else x).argmax(1) == y for x, y in pairs])
+    right = (net(x.flip(1) if reverse else x).argmax(1) == y for x, y in pairs)
+    return stacked(right, len(ids))
 
 # %% ../nbs/08a_meaning.ipynb #8ac0de6b
 def _shown(gallery: DeviceImages, scaling: Scaling) -> DeviceImages:

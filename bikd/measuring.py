@@ -18,7 +18,7 @@ from .basics import PlainError
 from .losses import hard_loss
 from .methods import Method, Step
 from .tangent import autocast
-from .views import DeviceImages
+from .views import DeviceImages, stacked
 
 # %% ../nbs/05e_measuring.ipynb #2363bb04
 def logits_of(
@@ -55,7 +55,7 @@ def evaluate(
     "Logits of all images as they are, with the net in `eval()` mode; the net's mode is put back."
     was_training = net.training
     net.eval()
-    logits = torch.cat([logits_of(net, x, low) for x, _ in gallery.plain()])
+    logits = stacked((logits_of(net, x, low) for x, _ in gallery.plain()), len(gallery))
     net.train(was_training)
     return logits
 

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from .views import DeviceImages, evaluation_batch
+from .views import DeviceImages, evaluation_batch, stacked
 
 # %% ../nbs/04b_memo.ipynb #3e0759e5
 def _odd_factors(n: int) -> np.ndarray:
@@ -211,7 +211,8 @@ def answer(
     "Ask the teacher, in batches of `chunk_of(gallery)`, the last one filled up."
     n = chunk_of(gallery)
     chunks = zip(ids.split(n), views.split(n), strict=True)
-    return torch.cat([teacher(gallery(_filled(i, n), _filled(v, n)))[: len(i)] for i, v in chunks])
+    answers = (teacher(gallery(_filled(i, n), _filled(v, n)))[: len(i)] for i, v in chunks)
+    return stacked(answers, len(ids))
 
 # %% ../nbs/04b_memo.ipynb #ce1a3835
 class LiveTeacher:
