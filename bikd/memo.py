@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from .views import DeviceImages, evaluation_batch, stacked
+from .views import DeviceImages, evaluation_batch, made_from, stacked
 
 # %% ../nbs/04b_memo.ipynb #3e0759e5
 def _odd_factors(n: int) -> np.ndarray:
@@ -187,7 +187,7 @@ def identity(
     return dict(
         teacher=fingerprint(teacher.state_dict().values()),
         architecture=hashlib.sha256(repr(teacher).encode()).hexdigest(),
-        images=fingerprint(gallery.kept),
+        images=fingerprint(made_from(gallery)),
         views=repr(gallery.views),
         chunk=chunk_of(gallery),
         torch=torch.__version__,
@@ -200,7 +200,7 @@ def _filled(t: Tensor, chunk: int) -> Tensor:
     "`(m,)` to `(chunk,)`: the last entry is repeated."
     return torch.cat([t, t[-1:].expand(chunk - len(t))])
 
-
+# %% ../nbs/04b_memo.ipynb #a4f5f0d9
 @torch.no_grad()
 def answer(
     teacher: nn.Module,
