@@ -95,7 +95,8 @@ def acc_by_class_pct(
 # %% ../nbs/08a_meaning.ipynb #0eb057df
 def _batches(ids: Tensor, gallery: DeviceImages) -> Iterator[tuple[Tensor, Tensor]]:
     "These images as they are, with their labels."
-    for some in ids.to(gallery.device).split(evaluation_batch(gallery.views.size)):
+    n_batches = math.ceil(len(ids) / evaluation_batch(gallery.views.size))
+    for some in ids.to(gallery.device).tensor_split(n_batches):
         yield gallery(some, torch.full_like(some, gallery.views.identity)), gallery.labels[some]
 
 # %% ../nbs/08a_meaning.ipynb #558e5624
