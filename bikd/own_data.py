@@ -111,7 +111,7 @@ def _hold_out_size(n: Tensor, per_class: int | None) -> int:
 
 # %% ../nbs/09_own_data.ipynb #22a2472f
 def hold_out(
-    images: Images,  # labelled images
+    images: Images | Chosen,  # labelled images
     # how many of each class; default a fifth of the smallest class, at most 100
     per_class: int | None = None,
     seed: int = 0,  # which ones

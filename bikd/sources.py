@@ -62,12 +62,14 @@ class Chosen:
 
     def __init__(
         self,
-        pool: Images,  # the set
+        images: "Images | Chosen",  # the set
         ids: Tensor,  # positions in it, int64 `(n,)`
     ):
-        self.pool = pool
-        self.ids = ids
-        self.labels = pool.labels[ids]
+        if isinstance(images, Chosen):
+            images, ids = images.pool, images.ids[ids]
+        self.pool: Images = images
+        self.ids: Tensor = ids
+        self.labels = self.pool.labels[self.ids]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -280,11 +280,12 @@ def test_train_blames_the_teacher_too_and_no_learning_rate_before_a_step():
         def forward(self, x):
             return x.flatten(1)[:, :3].index_fill(1, torch.tensor([2]), -torch.inf)
 
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    last = nn.Linear(64, 3)
+    net = nn.Sequential(nn.Flatten(), last)
     with pytest.raises(NonFiniteLoss, match="the teacher's logit of class 2 is -inf") as error:
         train(net, KD(), toy_split(), Protocol(epochs=1), teacher=Masks(), show=False)
     assert "learning rate" not in str(error.value)
-    net[1].bias.data += torch.inf
+    last.bias.data += torch.inf
     with pytest.raises(NonFiniteLoss, match="No step has been made yet") as error:
         train(net, CE(), toy_split(), Protocol(epochs=1), show=False)
     assert "learning rate" not in str(error.value)
@@ -399,9 +400,8 @@ def test_small_images_are_evaluated_a_thousand_at_once():
 def test_padding_by_batch_gives_the_same_bits_as_padding_once(monkeypatch, channels):
     split = toy_split(60)
     if channels == 3:
-        parts = dict(train=split.train, val=split.val, test=split.test)
-        split = replace(split, **{k: Images(p.pixels.repeat(1, 3, 1, 1), p.labels)
-                                  for k, p in parts.items()})  # fmt: skip
+        split = replace(split, train=in_colour(split.train), val=in_colour(split.val))
+        split = replace(split, test=in_colour(split.test))
     ends = []
     for small in (64, 0):
         monkeypatch.setattr(views, "_SMALL", small)
@@ -413,6 +413,10 @@ def test_padding_by_batch_gives_the_same_bits_as_padding_once(monkeypatch, chann
         assert type(state.train.stored).__name__ == ("_PaddedOnce" if small else "_PaddedByBatch")
     assert all(torch.equal(a, b) for a, b in zip(ends[0][0], ends[1][0], strict=True))
     assert repr(ends[0][1]) == repr(ends[1][1])
+
+
+def in_colour(images):
+    return Images(images.pixels.repeat(1, 3, 1, 1), images.labels)
 
 
 def net_of(channels):
