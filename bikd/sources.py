@@ -66,7 +66,8 @@ class Chosen:
         ids: Tensor,  # positions in it, int64 `(n,)`
     ):
         if isinstance(images, Chosen):
-            images, ids = images.pool, images.ids[ids]
+            ids = images.ids[ids]
+            images = images.pool
         self.pool: Images = images
         self.ids: Tensor = ids
         self.labels = self.pool.labels[self.ids]
