@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'IN_PAPER', 'paper_value', 'Interval', 'interval', 'agreement', 'cell', 'cell_text', 'Column', 'column_runs',
            'table1', 'column_label', 'column_labels', 'wide', 'latex_table', 'parse_rhos', 'known_columns', 'caption',
            'first_in_columns', 'pairs', 'wide_pairs', 'standings', 'inflation', 'effects', 'effect_table',
-           'effects_of_fields']
+           'effects_of_fields', 'precision_effects']
 
 # %% ../nbs/13_table.ipynb #1ebf037d
 import io
@@ -18,9 +18,9 @@ import pandas as pd
 
 from .basics import needs_extra
 from .methods import table_rows
-from .report import ACCURACIES, dataset_label, label_of, paired_difference
+from .report import ACCURACIES, dataset_label, label_of, paired_difference, spread
 from .runs import Run, RunConfig, make_config
-from .select import Setting, by_setting, changed, choose
+from .select import Setting, alike, by_setting, changed, choose
 
 with needs_extra("bikd.table"):
     from scipy.stats import t as student_t
@@ -377,8 +377,8 @@ def first_in_columns(
     everybody = [*students, *table_rows("controls")]
     ran = cells[cells["mean"].notna()]
     rows = [
-        (*column, _first(in_column, students), _first(in_column, everybody))
-        for column, in_column in ran.groupby(list(Column._fields), sort=False)
+        (dataset_label(d), rho, setting, _first(column, students), _first(column, everybody))
+        for (d, rho, setting), column in ran.groupby(list(Column._fields), sort=False)
     ]
     names = [*Column._fields, "first, Table 1's students", "first, controls included"]
     return pd.DataFrame(rows, columns=names)
@@ -579,3 +579,64 @@ def effects_of_fields(
         if touched and touched <= set(fields) and change not in leave_out:
             found.append(f"`{change}` {r.text}")
     return "; ".join(found)
+
+# %% ../nbs/13_table.ipynb #0ddb1413
+def _by_precision(runs: Sequence[Run]) -> tuple[dict[int, Run], dict[int, Run]]:
+    "Runs of one method in float32 and in bfloat16, seed -> run."
+    full = alike([r for r in runs if r.config.protocol.precision == "float32"])
+    low = alike([r for r in runs if r.config.protocol.precision == "bf16"])
+    if full and low:
+        change = changed(low[0].config, full[0].config)
+        if change != "precision=bf16":
+            raise ValueError(
+                f"the runs of {full[0].config.method} on {full[0].config.dataset} differ in more "
+                f"than precision and seed: {change}. Give the runs of one setting."
+            )
+    return {r.config.seed: r for r in full}, {r.config.seed: r for r in low}
+
+# %% ../nbs/13_table.ipynb #d98f984b
+def _precision_row(runs: Sequence[Run], key: str) -> dict[str, Any] | None:
+    "A row of `precision_effects`; None if no seed was run in both precisions."
+    full, low = _by_precision(runs)
+    seeds = sorted(full.keys() & low.keys())
+    if not seeds:
+        return None
+    by_seed = pd.DataFrame(
+        dict(
+            float32=[full[s].summary[key] for s in seeds],
+            bf16=[low[s].summary[key] for s in seeds],
+        ),
+        dtype=float,
+    )
+    i = interval(by_seed.bf16 - by_seed.float32)
+    return dict(
+        n=i.n,
+        float32=spread(by_seed.float32),
+        bf16=spread(by_seed.bf16),
+        difference=i.mean,
+        low=i.low,
+        high=i.high,
+        verdict=i.verdict,
+        text=str(i),
+    )
+
+
+def precision_effects(
+    runs: Iterable[Run],  # finished, in either precision, of any data sets
+    accuracy: str = "last",  # a key of `ACCURACIES`
+    # dataset, rho, method, n pairs, float32 and bf16 as text, difference in points with its
+    # interval, verdict ('ahead': bf16 is), the interval as text
+) -> pd.DataFrame:
+    """bfloat16 minus float32 over seeds that were run in both; a row per data set, ρ and method.
+
+    Raises `ValueError` if runs of a method differ in more than precision and seed."""
+    groups: dict[tuple[str, float, str], list[Run]] = {}
+    for r in runs:
+        c = r.config
+        groups.setdefault((c.dataset, c.rho, c.method), []).append(r)
+    rows = []
+    for (dataset, rho, method), of_one in groups.items():
+        row = _precision_row(of_one, ACCURACIES[accuracy])
+        if row is not None:
+            rows.append(dict(dataset=dataset, rho=rho, method=method) | row)
+    return pd.DataFrame(rows)
