@@ -117,13 +117,12 @@ def measure(
     rounds: int = 3,
 ) -> Rates:
     "Time a few steps of a run's real loop on made-up images."
-    source, batch = get_source(job.config.dataset), job.config.protocol.batch_size
-    images = made_up(steps * batch, source.n_classes, batch, source.size, source.channels)
+    s, batch = get_source(job.config.dataset), job.config.protocol.batch_size
+    images = made_up(steps * batch, s.n_classes, batch, s.size, s.channels)
     with tempfile.TemporaryDirectory() as memo:
         state = _lay_out(job, jobs, images, Execution(device=device, memo=memo))
-        t = _seconds(state, rounds)
-    teacher = t["teacher"] if job.needs else 0.0
-    return Rates(t["step"], t["look"], teacher, count_params(state.student))
+        t = _seconds(state, rounds) | ({} if job.needs else dict(teacher=0.0))
+    return Rates(**t, params=count_params(state.student))
 
 # %% ../nbs/12_cost.ipynb #e2f1159a
 def _blank(
@@ -209,9 +208,7 @@ def wall_clock(
     jobs: dict[str, Job],
     at_once: int,  # jobs at the same time
 ) -> float:  # seconds
-    """How long the graph takes.
-
-    Each job starts when its teacher is done and a place is free, teachers first."""
+    "How long it takes if each job starts when its teacher is done and a place is free."
     seconds = predicted.set_index("run").job_s
     done: dict[str, float] = {}
     free = [0.0] * at_once
