@@ -3,8 +3,9 @@
 python -I .ci/check_wheel.py
 """
 
+import re
 import sys
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,8 +20,16 @@ def check_installation() -> None:
     assert bikd.__version__ == version("bikd")
     assert "torch" not in sys.modules, "import bikd alone loads torch"
     assert [name for name in EXTRAS if find_spec(name)] == []
-    for name in ("py.typed", "explorer.js", "explorer.css"):
+    for name in ("py.typed", "explorer.js", "explorer.css", "pages.js", "pages.css"):
         assert (folder / name).exists(), name
+
+
+def check_readme() -> None:
+    "No link of the page that a package index shows is relative."
+    described = metadata("bikd").json["description"]
+    links = re.findall(r"\]\(([^)]+)\)", str(described))
+    assert len(links) > 10
+    assert [link for link in links if not re.match("https?:|#", link)] == []
 
 
 def check_distill() -> None:
@@ -41,5 +50,6 @@ def check_distill() -> None:
 
 if __name__ == "__main__":
     check_installation()
+    check_readme()
     check_distill()
     print(f"bikd {bikd.__version__} works from {Path(bikd.__file__).parent}")

@@ -8,19 +8,21 @@ __all__ = ['new_answers', 'Rates', 'kind', 'measure', 'sizes', 'predict', 'wall_
 # %% ../nbs/12_cost.ipynb #d5403be7
 import math
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from torch import nn
 
 from .bench import made_up, paired
 from .data import Split, long_tailed_counts
 from .graph import Job
 from .memo import Table
 from .models import count_params, create_model
-from .runs import RunConfig
+from .runs import Run, RunConfig
 from .sources import Images, get_source
-from .state import Execution, Teacher, set_up, train_batches
+from .state import Execution, Teacher, TrainingState, set_up, train_batches
 from .training import train_epoch
 from .views import Views
 
@@ -43,110 +45,144 @@ class Rates:
     teacher: float  # the teacher's logits of one image
     params: int  # of the net
 
-
+# %% ../nbs/12_cost.ipynb #f14dae43
 def kind(
     job: Job,
-    jobs: dict[str, Job],
+    jobs: dict[str, Job],  # of the graph
 ) -> tuple:  # runs of one kind have the same rates
     "What the speed of a run depends on."
     c = job.config
+    teacher_net = next((jobs[i].config.net for i in job.needs), None)
     return (
         c.dataset,
         c.method,
         str(c.settings),
         c.net,
-        _teacher_net(job, jobs),
+        teacher_net,
         c.protocol.batch_size,
         c.protocol.teacher_mode,
         c.protocol.precision,
     )
 
+# %% ../nbs/12_cost.ipynb #c17b8b76
+def _lay_out(
+    job: Job,
+    jobs: dict[str, Job],
+    images: Split,  # made up
+    execution: Execution,
+) -> TrainingState:
+    "The state of a run before its first step; the nets have initial weights."
+    channels = images.train.pixels.shape[1]
 
-def _teacher_net(job, jobs):
-    return next((jobs[i].config.net for i in job.needs), None)
+    def fresh_net(config: RunConfig) -> nn.Module:
+        classes = config.make_method().training_images(images).n_classes
+        return create_model(config.net, classes, channels, seed=0)
 
+    method = job.config.make_method()
+    teachers = [fresh_net(jobs[i].config) for i in job.needs]
+    return set_up(
+        fresh_net(job.config),
+        method,
+        images,
+        job.config.protocol.model_copy(update=dict(lr=1e-4)),
+        method.join(teachers, images) if teachers else None,
+        execution=execution,
+    )
 
+# %% ../nbs/12_cost.ipynb #5d1f0d56
+def _seconds(
+    state: TrainingState,
+    rounds: int,
+) -> dict[str, float]:  # step; look, teacher: per image
+    "Median times of the three parts."
+    x, _ = next(state.train.plain(200))
+    student = Teacher(state.student, low=state.protocol.low)
+    teacher = state.teacher or Teacher(state.student)
+    work: dict[str, Callable[[], object]] = dict(
+        step=lambda: train_epoch(state, 0, lambda *a: None),
+        look=lambda: student(x),
+        teacher=lambda: teacher(x),
+    )
+    counts = dict(step=len(train_batches(state, 0)), look=len(x), teacher=len(x))
+    wait = torch.cuda.synchronize if state.device.type == "cuda" else (lambda: None)
+    times = paired(work, rounds, warmup=1, steps=counts, sync=wait)
+    return times.groupby("name").step_s.median().to_dict()
+
+# %% ../nbs/12_cost.ipynb #7228cadd
 def measure(
     job: Job,
     jobs: dict[str, Job],  # of the graph
-    device="cpu",
+    device: str | torch.device = "cpu",
     steps: int = 5,
     rounds: int = 3,
 ) -> Rates:
     "Time a few steps of a run's real loop on made-up images."
-    c, source = job.config, get_source(job.config.dataset)
-    images = made_up(
-        steps * c.protocol.batch_size,
-        source.n_classes,
-        c.protocol.batch_size,
-        source.size,
-        source.channels,
-    )
-
-    def net(c):
-        return create_model(
-            c.net, c.make_method().training_images(images).n_classes, source.channels, seed=0
-        )
-
-    teachers = [net(jobs[i].config) for i in job.needs]
-    teacher = c.make_method().join(teachers, images) if teachers else None
+    s, batch = get_source(job.config.dataset), job.config.protocol.batch_size
+    images = made_up(steps * batch, s.n_classes, batch, s.size, s.channels)
     with tempfile.TemporaryDirectory() as memo:
-        state = set_up(
-            net(c),
-            c.make_method(),
-            images,
-            c.protocol.model_copy(update=dict(lr=1e-4)),
-            teacher,
-            execution=Execution(device=device, memo=memo),
-        )
-        sync = torch.cuda.synchronize if state.device.type == "cuda" else (lambda: None)
-        x, _ = next(state.train.plain(200))
-        answers, looks = (
-            state.teacher or Teacher(state.student),
-            Teacher(state.student, low=c.protocol.low),
-        )
-        work = dict(
-            step=lambda: train_epoch(state, 0, lambda *a: None),
-            look=lambda: looks(x),
-            teacher=lambda: answers(x),
-        )
-        times = paired(
-            work,
-            rounds,
-            warmup=1,
-            steps=dict(step=len(train_batches(state, 0)), look=len(x), teacher=len(x)),
-            sync=sync,
-        )
-    t = times.groupby("name").step_s.median()
-    return Rates(
-        t["step"], t["look"], t["teacher"] if teachers else 0.0, count_params(state.student)
-    )
+        state = _lay_out(job, jobs, images, Execution(device=device, memo=memo))
+        t = _seconds(state, rounds) | ({} if job.needs else dict(teacher=0.0))
+    return Rates(**t, params=count_params(state.student))
 
 # %% ../nbs/12_cost.ipynb #e2f1159a
+def _blank(
+    counts: Sequence[int],  # per class
+) -> Images:
+    "So many labels, with images of one black pixel."
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return Images(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+
+# %% ../nbs/12_cost.ipynb #fcb98d0e
 def sizes(
     config: RunConfig,  # of a run
 ) -> tuple[int, int]:  # training images; validation and test images
     "How many images a run sees in an epoch."
     source = get_source(config.dataset)
-
-    def blank(counts):
-        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        return Images(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
-
     C, n_val = source.n_classes, config.n_val or source.n_val
     drawn = Split(
         source.name,
         config.rho,
         config.seed,
-        blank(long_tailed_counts(source.n_max, C, config.rho)),
-        blank([n_val] * C),
-        blank([source.n_test // C] * C),
+        _blank(long_tailed_counts(source.n_max, C, config.rho)),
+        _blank([n_val] * C),
+        _blank([source.n_test // C] * C),
         Views(1),
     )
     seen = config.make_method().training_images(drawn)
     return len(seen.train), len(seen.val) + len(seen.test)
 
+# %% ../nbs/12_cost.ipynb #7f2559bd
+def _n_views(config: RunConfig) -> int:
+    "How many views of an image there are."
+    source = get_source(config.dataset)
+    return Views(source.size, source.pad, source.flip).n if config.protocol.augment else 1
+
+# %% ../nbs/12_cost.ipynb #628660ca
+def _answers(
+    job: Job,
+    n: int,  # training images
+    filled: set[tuple],  # the memos that earlier jobs fill; this one's is added
+) -> tuple[float, bool]:  # the teacher's answers, and whether this job fills a memo
+    "How often the teacher is asked."
+    p = job.config.protocol
+    if not job.needs:
+        return 0.0, False
+    if p.teacher_mode == "train":
+        return n * p.epochs, False
+    memo = (*job.needs, p.teacher_mode, n)
+    if memo in filled:
+        return 0.0, False
+    filled.add(memo)
+    return new_answers(n, _n_views(job.config), p.epochs), True
+
 # %% ../nbs/12_cost.ipynb #736dee41
+def _disk_mib(job: Job, rates: Rates, n: int, fills: bool) -> float:
+    "Weights, half a MiB of tables, and the memo of the job that fills it."
+    rows = n * _n_views(job.config)
+    memo = Table.size(rows, get_source(job.config.dataset).n_classes) if fills else 0
+    return 4 * rates.params / 2**20 + 0.5 + memo / 2**20
+
+# %% ../nbs/12_cost.ipynb #6f9a66ea
 def predict(
     jobs: dict[str, Job],  # of a graph, teachers before students
     rates: dict[tuple, Rates],  # of each `kind`
@@ -154,73 +190,42 @@ def predict(
     overhead: float = 15.0,
 ) -> pd.DataFrame:  # a row per job: run, kind of work, seconds, disk
     "Time and disk of every run."
-    rows, filled = [], set()
+    rows, filled = [], set[tuple]()
     for job in jobs.values():
-        c, source, r = job.config, get_source(job.config.dataset), rates[kind(job, jobs)]
-        (n, looks), p, V = (
-            sizes(c),
-            c.protocol,
-            Views(source.size, source.pad, source.flip).n if c.protocol.augment else 1,
-        )
-        memo = (
-            (*job.needs, p.teacher_mode, n) if job.needs and p.teacher_mode != "train" else None
-        )  # a teacher in training mode has none
-        first = memo is not None and memo not in filled
-        filled.add(memo)
-        answers = (
-            new_answers(n, V, p.epochs)
-            if first
-            else n * p.epochs
-            if job.needs and memo is None
-            else 0.0
-        )
-        train = (
-            p.epochs * (math.ceil(n / p.batch_size) * r.step + looks * r.look) + answers * r.teacher
-        )
-        disk = (
-            4 * r.params / 2**20
-            + 0.5
-            + (Table.size(n * V, source.n_classes) / 2**20 if first else 0)
-        )
-        rows.append(
-            dict(
-                run=c.run_id,
-                dataset=c.dataset,
-                rho=c.rho,
-                method=c.method,
-                seed=c.seed,
-                images=n,
-                epochs=p.epochs,
-                train_s=train,
-                job_s=train + overhead,
-                disk_mib=disk,
-            )
-        )
+        c, p, r = job.config, job.config.protocol, rates[kind(job, jobs)]
+        n, looks = sizes(c)
+        answers, fills = _answers(job, n, filled)
+        steps = math.ceil(n / p.batch_size)
+        train = p.epochs * (steps * r.step + looks * r.look) + answers * r.teacher
+        row = dict(run=c.run_id, dataset=c.dataset, rho=c.rho, method=c.method, seed=c.seed)
+        row |= dict(images=n, epochs=p.epochs, train_s=train, job_s=train + overhead)
+        rows.append(row | dict(disk_mib=_disk_mib(job, r, n, fills)))
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/12_cost.ipynb #8817cbe1
 def wall_clock(
     predicted: pd.DataFrame,  # as `predict` gives
     jobs: dict[str, Job],
     at_once: int,  # jobs at the same time
 ) -> float:  # seconds
-    "How long the graph takes: each job starts when its teacher is done and a place is free, teachers first."
-    seconds, done, free = predicted.set_index("run").job_s, {}, [0.0] * at_once
+    "How long it takes if each job starts when its teacher is done and a place is free."
+    seconds = predicted.set_index("run").job_s
+    done: dict[str, float] = {}
+    free = [0.0] * at_once
     for run in predicted.run:
         place = min(range(at_once), key=free.__getitem__)
-        free[place] = done[run] = (
-            max([free[place], *(done[n] for n in jobs[run].needs)]) + seconds[run]
-        )
+        start = max([free[place], *(done[n] for n in jobs[run].needs)])
+        free[place] = done[run] = start + seconds[run]
     return max(free)
 
 # %% ../nbs/12_cost.ipynb #20241bad
 def compare(
     predicted: pd.DataFrame,  # as `predict` gives
-    runs,  # finished `Run`s
+    runs: Iterable[Run],  # finished
 ) -> pd.DataFrame:  # predicted rows of finished runs, with `actual_s` and `off` = actual/predicted
     "How far off the prediction was, run by run."
     actual = {r.config.run_id: r.summary["train_time_s"] for r in runs}
-    out = predicted[predicted.run.isin(actual)].copy()
+    out = predicted[predicted.run.isin(list(actual))].copy()
     out["actual_s"] = out.run.map(actual)
     out["off"] = out.actual_s / out.train_s
     return out

@@ -752,7 +752,7 @@ def per_class(
 ) -> pd.DataFrame:  # a row per run and class: method, seed, class, n, accuracy
     "Test accuracy of each class in percent, beside its training images; experts are left out."
     rows = []
-    for r in of_all_classes(runs):
+    for r in of_all_classes(list(runs)):
         own = dict(method=r.config.method, seed=r.config.seed)
         classes = zip(r.summary["n_per_class"], r.summary["per_class_acc_pct"], strict=True)
         rows += [{**own, "n": n, "accuracy": a, "class": c} for c, (n, a) in enumerate(classes)]

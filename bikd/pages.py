@@ -69,8 +69,7 @@ def page_html(
 def _differences(config: RunConfig) -> dict[str, Any]:
     "Fields of method and protocol in which a config differs from what its preset gives."
     same = config.model_dump(include={"dataset", "rho", "seed", "method", "net"})
-    taught_by = config.model_dump(include={"teacher_run", "expert_runs"})
-    preset_alone = make_config(**same, preset_name=config.preset, **taught_by)
+    preset_alone = make_config(**same, preset_name=config.preset, teacher_run=config.teachers)
     given = {**config.protocol.model_dump(mode="json"), **config.settings}
     usual = {**preset_alone.protocol.model_dump(mode="json"), **preset_alone.settings}
     return {name: value for name, value in given.items() if value != usual[name]}

@@ -7,6 +7,7 @@ import ast
 import configparser
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -198,6 +199,18 @@ def test_readme_commands_are_real(root, settings):
     assert f"git clone {address} && cd {settings['repo']}" in blocks
     assert ".[dev]" in blocks
     assert ".[dev]" in (root / ".ci" / "run").read_text()
+
+
+def test_the_readmes_links_work_on_a_package_index(root, settings):
+    absolute_links = runpy.run_path(str(root / "setup.py"))["absolute_links"]
+    text = "![A](a.png), [b](c/d.md#e), [f](https://g.org/h), [i](#j), [![k](l.svg)](m.md)"
+    assert absolute_links(text, "https://x.org/r", "main") == (
+        "![A](https://x.org/r/raw/main/a.png), [b](https://x.org/r/blob/main/c/d.md#e), "
+        "[f](https://g.org/h), [i](#j), "
+        "[![k](https://x.org/r/raw/main/l.svg)](https://x.org/r/blob/main/m.md)"
+    )
+    readme = absolute_links((root / "README.md").read_text(), "https://x.org/r", "main")
+    assert re.findall(r"\]\((?!https?:|#)[^)]*\)", readme) == []
 
 
 def test_the_readmes_table_is_that_of_the_records(root):

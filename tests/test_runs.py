@@ -157,7 +157,7 @@ def test_a_record_of_another_version_is_refused_in_words(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(schema_version=2)))
     seal(folder)
     words = (
-        "config.json cannot be meant: schema_version = 2: Input should be 1"
+        "config.json is not valid for this version: schema_version = 2: Input should be 1"
         ".*read it with the version of bikd that wrote it"
     )
     with pytest.raises(ValueError, match=words):
