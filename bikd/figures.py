@@ -237,7 +237,7 @@ def accumulated_edges() -> list[Edge]:
     "φ moves once, by the sum of three hypergradients."
     stay = [Edge(f"p{i}", f"p{i + 1}", "=" if i < 2 else "", phi=True) for i in range(3)]
     add = [Edge(f"l{i}", "sum", phi=True, gradient=True) for i in range(3)]
-    move = Edge("sum", "p3", "Eq. 5", phi=True, gradient=True, bend=-0.28, at=0.4)
+    move = Edge("sum", "p3", "Eq. 5", phi=True, gradient=True, bend=-0.28, at=0.4, side=-1)
     return [*stay, *add, move]
 
 # %% ../nbs/14_figures.ipynb #7718a18e

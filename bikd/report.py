@@ -11,6 +11,7 @@ __all__ = ['TEXT_WIDTH', 'STYLE', 'DATASET_LABELS', 'EPOCH_CHOICES', 'ACCURACIES
 
 # %% ../nbs/08_report.ipynb #0e8ee810
 import io
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,7 @@ def _settle(fig: Figure) -> None:
 def _bytes_of(fig: Figure, **options: Any) -> bytes:
     "What `Figure.savefig` writes."
     buffer = io.BytesIO()
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the fonts' dates
     with mpl.rc_context({"pdf.fonttype": STYLE["pdf.fonttype"]}):
         fig.savefig(buffer, **options)
     return buffer.getvalue()
