@@ -10,11 +10,11 @@ __all__ = ['KINDS', 'WALK', 'SUM', 'TRAIN_LOSS', 'VIRTUAL_STEP', 'FRAMEWORK_NODE
            'nets_label', 'seeds_label', 'setting_label', 'write_note', 'class_labels', 'sample_table', 'Plane',
            'draw_hexagons', 'draw_loss_axes', 'figure3', 'claim', 'head_and_tail', 'figure3_values', 'figure3_claims',
            'confusion_pct', 'inner_steps', 'write_cells', 'draw_confusion', 'draw_inner_steps', 'draw_confusions',
-           'figure4', 'accuracy_on', 'claims_on_k', 'figure4_claims', 'panel_titles', 'line_of', 'write_key',
-           'per_class', 'count_key', 'draw_accuracy_by_count', 'plot_accuracy_by_count', 'pooled', 'reliability',
-           'write_ece', 'draw_reliability', 'share_key', 'plot_reliability', 'group_weights', 'draw_weight_map',
-           'darker', 'draw_group_weights', 'plot_weights_over_training', 'surfaces_over_training', 'draw_surface',
-           'plot_surfaces', 'stuck_weights', 'last_weights', 'still_phi', 'faded_gradients', 'alarms']
+           'draw_k_panel', 'figure4', 'accuracy_on', 'claims_on_k', 'figure4_claims', 'panel_title', 'line_of',
+           'label_axes', 'write_key', 'per_class', 'count_key', 'draw_accuracy_by_count', 'plot_accuracy_by_count',
+           'pooled', 'reliability', 'write_ece', 'draw_reliability', 'share_key', 'plot_reliability', 'group_weights',
+           'draw_weight_map', 'darker', 'draw_group_weights', 'plot_weights_over_training', 'surfaces_over_training',
+           'draw_surface', 'plot_surfaces', 'stuck_weights', 'last_weights', 'still_phi', 'faded_gradients', 'alarms']
 
 # %% ../nbs/14_figures.ipynb #0d46006d
 import math
@@ -42,6 +42,7 @@ with needs_extra("bikd.figures"):
     from matplotlib.collections import PolyCollection, QuadMesh
     from matplotlib.colors import Colormap, ListedColormap, LogNorm, to_rgb
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
     from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -332,13 +333,14 @@ def nets_label(
 
 def seeds_label(
     runs: Iterable[Run],  # finished
-) -> str:  # 'seed 0', 'n = 3' or 'n = 1 to 3'
+) -> str:  # 'seed 0', '3 seeds' or '1 to 3 seeds'
     "The seed, or how many of them each method has."
     runs = list(runs)
     if len(runs) == 1:
         return f"seed {runs[0].config.seed}"
     counts = sorted({len(rs) for rs in by_method(runs).values()})
-    return f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+    reach = f"{counts[0]} to " if len(counts) > 1 else ""
+    return f"{reach}{counts[-1]} {'seed' if counts[-1] == 1 else 'seeds'}"
 
 # %% ../nbs/14_figures.ipynb #a3fbe27c
 def setting_label(
@@ -440,7 +442,7 @@ def draw_loss_axes(
 # %% ../nbs/14_figures.ipynb #e8bc5999
 def figure3(
     r: Run,  # a finished BiKD run
-    least: float = 1e-4,  # where the axes begin, nats
+    least: float = 1e-6,  # where the axes begin, nats
 ) -> Figure:
     "Images by teacher's and student's CE: (a) hard and (b) soft weight, (c) how many they are."
     t = sample_table(r)
@@ -448,7 +450,7 @@ def figure3(
     weights = t[["w_hard", "w_soft"]]
     scale = dict(vmin=weights.min().min(), vmax=weights.max().max())
     with paper_style():
-        fig, axs = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 1.9), sharex=True, sharey=True)
+        fig, axs = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.0), sharex=True, sharey=True)
         for ax, letter, name in zip(axs[:2], "ab", ("hard", "soft"), strict=True):
             dots = draw_hexagons(ax, plane, t[f"w_{name}"], **scale)
             ax.set_title(f"({letter}) mean $w^{{\\mathrm{{{name}}}}}$")
@@ -459,9 +461,11 @@ def figure3(
         for ax in axs:
             draw_loss_axes(ax, plane.least, plane.most)
         axs[0].set_ylabel("student CE (nats)")
-        about = f"BiKD: {setting_label([r])}, {len(t):,} training images, CE at the end of training"
-        key = f"grey line: teacher's CE = student's; CE below {least:g} is drawn at {least:g}"
-        write_note(fig, about, key)
+        key = (
+            "CE: cross-entropy of a training image; on the grey line teacher's and student's agree"
+        )
+        edge = f"{len(t):,} images; those with a CE below {least:g} are drawn at {least:g}"
+        write_note(fig, f"BiKD: {setting_label([r])}", key, edge)
     return fig
 
 # %% ../nbs/14_figures.ipynb #546e6e16
@@ -630,7 +634,22 @@ def draw_confusions(
         image = draw_confusion(ax, m, names)
         ax.set_title(f"({letter}) {label_of(runs[0].config.method)}")
     axs[0].set_ylabel("true class")
-    axs[0].figure.colorbar(image, ax=axs, label="% of the true class", pad=0.02, aspect=25)
+    bar = dict(location="bottom", label="% of the true class", pad=0.02, shrink=0.5, aspect=35)
+    axs[0].figure.colorbar(image, ax=axs, **bar)
+
+# %% ../nbs/14_figures.ipynb #7ad9e6f2
+def draw_k_panel(
+    fig: Figure,
+    places: Sequence[SubplotSpec],  # of the plot, and of its key
+    by_k: pd.DataFrame,  # as `inner_steps` gives it
+    setting: str,  # what it was measured on
+) -> None:
+    "Panel (c) and its key."
+    plot, key = (fig.add_subplot(place) for place in places)
+    draw_inner_steps(plot, by_k)
+    plot.set_title("(c) BiKD by $k$")
+    key.axis("off")
+    key.legend(*plot.get_legend_handles_labels(), loc="center left", title=setting)
 
 
 def figure4(
@@ -640,22 +659,15 @@ def figure4(
     k_setting: str = "",  # what it was measured on
 ) -> Figure:
     "Confusion matrices of (a) KD and (b) BiKD; (c) BiKD's accuracy against k."
+    rows = 2 if len(by_k) else 1
     with paper_style():
-        if len(by_k):
-            fig = plt.figure(figsize=(TEXT_WIDTH, 3.9))
-            grid = fig.add_gridspec(2, 2, height_ratios=(1.6, 1))
-            draw_inner_steps(below := fig.add_subplot(grid[1, 0]), by_k)
-            below.set_title("(c) BiKD by $k$")
-            key = fig.add_subplot(grid[1, 1])
-            key.axis("off")
-            handles = below.get_legend_handles_labels()
-            key.legend(*handles, loc="center left", title=f"(c) {k_setting}")
-        else:
-            fig = plt.figure(figsize=(TEXT_WIDTH, 2.5))
-            grid = fig.add_gridspec(1, 2)
-        draw_confusions([fig.add_subplot(grid[0, i]) for i in (0, 1)], kd, bikd)
-        about = setting_label([*kd, *bikd])
-        write_note(fig, about, "(a), (b): means over seeds; cells of 10 % or more are written out")
+        fig = plt.figure(figsize=(TEXT_WIDTH, 3.1 + 1.3 * (rows - 1)))
+        grid = fig.add_gridspec(rows, 6, height_ratios=(2.6, 1)[:rows])
+        if rows == 2:
+            draw_k_panel(fig, [grid[1, :4], grid[1, 4:]], by_k, k_setting)
+        draw_confusions([fig.add_subplot(grid[0, i : i + 3]) for i in (0, 3)], kd, bikd)
+        about = "(a), (b): means over seeds; cells of 10 % or more are written out"
+        write_note(fig, setting_label([*kd, *bikd]), about)
     return fig
 
 # %% ../nbs/14_figures.ipynb #fbf326f9
@@ -702,13 +714,11 @@ def figure4_claims(
     return pd.DataFrame([claim(says, on_tail), claim(kept, on_head), *claims_on_k(by_k, best)])
 
 # %% ../nbs/14_figures.ipynb #a095e97f
-def panel_titles(
-    methods: Sequence[str],
-) -> list[str]:  # all of the same number of lines
-    "The methods' labels, broken to fit above small panels."
-    broken = [textwrap.wrap(label_of(m), 19) for m in methods]
-    most = max(map(len, broken))
-    return ["\n".join([""] * (most - len(lines)) + lines) for lines in broken]
+def panel_title(
+    method: str,
+) -> str:
+    "The method's label, broken to fit above a small panel."
+    return textwrap.fill(label_of(method), 17)
 
 
 def line_of(
@@ -734,9 +744,23 @@ def _multiples(
     )
     for ax in axs.flat[len(methods) :]:
         ax.axis("off")
-    for ax, title in zip(axs.flat, panel_titles(methods), strict=False):
-        ax.set_title(title, fontsize=6)
+    for ax in axs.flat[: len(methods)][-width:]:
+        ax.tick_params(labelbottom=True)
+    for ax, method in zip(axs.flat, methods, strict=False):
+        ax.set_title(panel_title(method), fontsize=6)
     return fig, axs
+
+
+def label_axes(
+    fig: Figure,
+    axs: np.ndarray,  # as `_multiples` gives them
+    x: str,
+    y: str,
+) -> None:
+    "One label below all panels, and one beside them."
+    last = [ax for ax in axs[-1] if ax.axison]
+    last[(len(last) - 1) // 2].set_xlabel(x)
+    fig.supylabel(y, fontsize=7)
 
 
 def write_key(
@@ -744,7 +768,14 @@ def write_key(
     handles: Sequence[Any],  # artists with a label
 ) -> None:
     "The key to a figure's signs, below it."
-    fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=6, handlelength=1.8)
+    fig.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=6,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
 
 # %% ../nbs/14_figures.ipynb #f1326255
 def per_class(
@@ -798,8 +829,7 @@ def plot_accuracy_by_count(
         for ax, m in zip(axs.flat, methods, strict=False):
             draw_accuracy_by_count(ax, t[t.method == m], other)
         axs.flat[0].invert_xaxis()  # and, as they share it, all the others'
-        fig.supxlabel("training images of the class", fontsize=7)
-        fig.supylabel("test accuracy (%)", fontsize=7)
+        label_axes(fig, axs, "training images of the class", "test accuracy (%)")
         write_key(fig, count_key(label_of(against)))
         write_note(fig, setting_label(runs))
     return fig
@@ -863,7 +893,9 @@ def draw_reliability(
         bins.confidence, bins.accuracy, s=area, color=colour(m), lw=0, clip_on=False, zorder=3
     )
     write_ece(ax, bins, ece)
-    ax.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.set_xticks((0, 0.5, 1), ("0", ".5", "1"))
+    ax.set_yticks((0, 0.5, 1), ("0", ".5", "1"))
 
 # %% ../nbs/14_figures.ipynb #0108087d
 def share_key() -> list[Line2D]:
@@ -895,8 +927,7 @@ def plot_reliability(
         for ax, (m, rs) in zip(axs.flat, groups.items(), strict=False):
             ece = float(np.mean([100 * r.summary["ece"] for r in rs]))
             draw_reliability(ax, t[t.method == m], ece)
-        fig.supxlabel("confidence", fontsize=7)
-        fig.supylabel("accuracy", fontsize=7)
+        label_axes(fig, axs, "confidence", "accuracy")
         write_key(fig, share_key())
         about = "bins pooled over seeds; dashed: trained on train ∪ val; ECE in %, mean over seeds"
         write_note(fig, setting_label(runs), about)
@@ -974,7 +1005,7 @@ def plot_weights_over_training(
     counts = runs[0].summary["n_per_class"]
     with paper_style():
         fig, axs = plt.subplots(
-            2, len(names), figsize=(TEXT_WIDTH, 3.3), sharex=True, sharey="row", squeeze=False
+            2, len(names), figsize=(TEXT_WIDTH, 3.4), sharex=True, sharey="row", squeeze=False
         )
         for (top, below), name in zip(axs.T, names, strict=True):
             image = draw_weight_map(top, mean[name].unstack(), limits, counts)
@@ -986,7 +1017,8 @@ def plot_weights_over_training(
         lines, _ = axs[1, 0].get_legend_handles_labels()
         write_key(fig, [*lines, Patch(fc="#DDDDDD", label="smallest to largest seed")])
         fig.colorbar(image, ax=axs[0], label="mean weight", pad=0.02)
-        write_note(fig, f"{label_of(runs[0].config.method)}: {setting_label(runs)}")
+        about = f"{label_of(runs[0].config.method)}: {setting_label(runs)}"
+        write_note(fig, about, "above: means over seeds; white lines part the groups of classes")
     return fig
 
 # %% ../nbs/14_figures.ipynb #16435bee
@@ -1015,7 +1047,7 @@ def draw_surface(
     least, most = axis[0].item(), axis[-1].item()
     x, y = (ce.float().clamp(least, most) for ce in samples)
     ax.scatter(x, y, s=1.6, lw=0.15, c="white", ec="#444444", alpha=0.8, rasterized=True)
-    ax.set(xscale="log", yscale="log", xticks=(1e-3, 1e-1, 10), yticks=(1e-3, 1e-1, 10))
+    ax.set(xscale="log", yscale="log", xticks=(1e-4, 1), yticks=(1e-4, 1e-2, 1))
     ax.set(xlim=(least, most), ylim=(least, most))
     ax.minorticks_off()
     return image
@@ -1024,8 +1056,8 @@ def draw_surface(
 def plot_surfaces(
     r: Run,  # a finished BiKD run with a trace
     shown: int = 6,  # epochs
-    least: float = 1e-4,  # where the axes begin, nats
-    most: float = 10.0,  # where they end
+    least: float = 1e-6,  # where the axes begin, nats
+    most: float = 20.0,  # where they end
 ) -> Figure:
     "f_φ after some epochs, hard above soft, and the samples as that epoch met them; shared scales."
     t = r.trace
@@ -1047,7 +1079,7 @@ def plot_surfaces(
         fig.supxlabel("teacher CE (nats)", fontsize=7)
         fig.supylabel("student CE (nats)", fontsize=7)
         fig.colorbar(image, ax=axs, label="weight", pad=0.02, aspect=30)
-        key = f"dots: training images; CE outside {least:g} to {most:g} is drawn at the edge"
+        key = f"dots: training images; those with a CE below {least:g} are drawn at {least:g}"
         write_note(fig, f"BiKD: {setting_label([r])}", key)
     return fig
 
