@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'WALK', 'SUM', 'TRAIN_LOSS', 'VIRTUAL_STEP', 'FRAMEWORK_NODES', 'HYPERGRADIENT', 'FRAMEWORK_EDGES',
-           'CLASS_NAMES', 'GREYS', 'VERDICTS', 'FIGURE3_CLAIMS', 'AREA', 'LOOKS', 'GROUP_LABELS', 'Node', 'Edge',
-           'draw_box', 'draw_arrow', 'on_arrow', 'side_of', 'draw_label', 'draw_diagram', 'symbol', 'walk_nodes',
-           'walk_edges', 'phi_nodes', 'online_edges', 'accumulated_edges', 'draw_strategy', 'figure1', 'figure2',
-           'nets_label', 'seeds_label', 'setting_label', 'write_note', 'class_labels', 'sample_table', 'Plane',
-           'draw_hexagons', 'draw_loss_axes', 'figure3', 'claim', 'head_and_tail', 'figure3_values', 'figure3_claims',
-           'confusion_pct', 'inner_steps', 'write_cells', 'draw_confusion', 'draw_inner_steps', 'draw_confusions',
-           'draw_k_panel', 'figure4', 'accuracy_on', 'claims_on_k', 'figure4_claims', 'panel_title', 'line_of',
-           'label_axes', 'write_key', 'per_class', 'count_key', 'draw_accuracy_by_count', 'plot_accuracy_by_count',
-           'pooled', 'reliability', 'write_ece', 'draw_reliability', 'share_key', 'plot_reliability', 'group_weights',
+           'CLASS_NAMES', 'GREYS', 'VERDICTS', 'FIGURE3_CLAIMS', 'ACCURACY_PANELS', 'AREA', 'LOOKS', 'GROUP_LABELS',
+           'Node', 'Edge', 'draw_box', 'draw_arrow', 'on_arrow', 'side_of', 'draw_label', 'draw_diagram', 'symbol',
+           'walk_nodes', 'walk_edges', 'phi_nodes', 'online_edges', 'accumulated_edges', 'draw_strategy', 'figure1',
+           'figure2', 'nets_label', 'seeds_label', 'setting_label', 'write_note', 'class_labels', 'sample_table',
+           'Plane', 'draw_hexagons', 'draw_loss_axes', 'figure3', 'claim', 'head_and_tail', 'figure3_values',
+           'figure3_claims', 'confusion_pct', 'inner_steps', 'write_cells', 'draw_confusion', 'draw_inner_steps',
+           'draw_confusions', 'draw_k_panel', 'figure4', 'accuracy_on', 'claims_on_k', 'figure4_claims', 'accuracies',
+           'face_of', 'draw_interval', 'interval_key', 'plot_accuracies', 'panel_title', 'line_of', 'label_axes',
+           'write_key', 'per_class', 'count_key', 'draw_accuracy_by_count', 'plot_accuracy_by_count', 'pooled',
+           'reliability', 'write_ece', 'draw_reliability', 'share_key', 'plot_reliability', 'group_weights',
            'draw_weight_map', 'darker', 'draw_group_weights', 'plot_weights_over_training', 'surfaces_over_training',
            'draw_surface', 'plot_surfaces', 'stuck_weights', 'last_weights', 'still_phi', 'faded_gradients', 'alarms']
 
@@ -40,7 +41,7 @@ with needs_extra("bikd.figures"):
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
     from matplotlib.collections import PolyCollection, QuadMesh
-    from matplotlib.colors import Colormap, ListedColormap, LogNorm, to_rgb
+    from matplotlib.colors import ListedColormap, LogNorm, to_rgb
     from matplotlib.figure import Figure
     from matplotlib.gridspec import SubplotSpec
     from matplotlib.image import AxesImage
@@ -464,7 +465,8 @@ def figure3(
         key = (
             "CE: cross-entropy of a training image; on the grey line teacher's and student's agree"
         )
-        edge = f"{len(t):,} images; those with a CE below {least:g} are drawn at {least:g}"
+        floor = f"$10^{{{math.log10(least):.3g}}}$"
+        edge = f"{len(t):,} images; those with a CE below {floor} are drawn there"
         write_note(fig, f"BiKD: {setting_label([r])}", key, edge)
     return fig
 
@@ -712,6 +714,86 @@ def figure4_claims(
     says = "better on the tail: accuracy on the tail third of the classes, BiKD minus KD, points"
     kept = "still as good on the head: on the head third, BiKD minus KD, points"
     return pd.DataFrame([claim(says, on_tail), claim(kept, on_head), *claims_on_k(by_k, best)])
+
+# %% ../nbs/14_figures.ipynb #66fe231d
+ACCURACY_PANELS = dict(
+    test_acc_pct_last="all classes",
+    few_acc_pct="classes of fewer than 20 images",
+)  # key of `summary.json` -> what the accuracy is of
+
+
+def accuracies(
+    runs: Iterable[Run],  # finished, of one data set and ρ
+) -> pd.DataFrame:  # a row per run and key of `ACCURACY_PANELS`: method, key, seed, accuracy
+    "Test accuracy at the last epoch in percent. A group without classes has none; experts neither."
+    rows = []
+    for r in of_all_classes(list(runs)):
+        own = dict(method=r.config.method, seed=r.config.seed)
+        rows += [own | dict(key=k, accuracy=r.summary[k]) for k in ACCURACY_PANELS]
+    return pd.DataFrame(rows).dropna(ignore_index=True)
+
+# %% ../nbs/14_figures.ipynb #e697824e
+def face_of(
+    method: str,
+) -> str:  # a colour
+    "The inside of the method's dot."
+    return "white" if get_method(method).sees_val else colour(method)
+
+
+def draw_interval(
+    ax: Axes,
+    y: float,  # where the line is
+    method: str,
+    values: Sequence[float],  # accuracies, percent, one per seed
+) -> None:
+    "Mean, 95 % interval within 0 to 100, and seeds of a method; the mean in words at the right."
+    ink, i = colour(method), interval(values)
+    if i.low is not None and i.high is not None:
+        ax.plot([max(i.low, 0), min(i.high, 100)], [y, y], c=ink, lw=1.2, solid_capstyle="butt")
+    ax.plot(values, [y] * len(values), "|", c=ink, ms=5, mew=0.7, alpha=0.7)
+    ax.plot(i.mean, y, "o", ms=4, mfc=face_of(method), mec=ink, mew=0.9)
+    right = ax.get_yaxis_transform()
+    ax.text(1.02, y, f"{i.mean:.1f}", transform=right, va="center", fontsize=6, clip_on=False)
+
+# %% ../nbs/14_figures.ipynb #c02e233c
+def interval_key(
+    against: str,  # label of the method with the grey line
+) -> list[Line2D]:
+    "The signs of `plot_accuracies`."
+    dot = dict(c="black", marker="o", ms=4, mew=0.9)
+    return [
+        Line2D([], [], **dot, lw=1.2, label="mean, 95 % interval"),
+        Line2D([], [], **dot, mfc="white", ls="", label="trained on val, too"),
+        Line2D([], [], c="black", ls="", marker="|", ms=5, mew=0.7, label="one seed"),
+        Line2D([], [], c="#AAAAAA", lw=0.9, label=f"{against}'s mean"),
+    ]
+
+
+def plot_accuracies(
+    runs: Iterable[Run],  # finished, of one data set and ρ
+    against: str = "kd",  # the method whose mean is a grey line
+) -> Figure:
+    "Accuracy by method, the best at the top: on all classes, and on the rare ones."
+    runs = of_all_classes(list(runs))
+    t = accuracies(runs)
+    mean = t.pivot_table(index="method", columns="key", values="accuracy")
+    order = mean["test_acc_pct_last"].sort_values(ascending=False).index
+    keys = [key for key in ACCURACY_PANELS if key in mean]
+    with paper_style():
+        size = (TEXT_WIDTH, 0.9 + 0.135 * len(order))
+        fig, axs = plt.subplots(1, len(keys), figsize=size, sharey=True, squeeze=False)
+        for ax, key in zip(axs[0], keys, strict=True):
+            if against in mean.index:
+                ax.axvline(mean.loc[against, key], c="#AAAAAA", lw=0.9)
+            for y, m in enumerate(order):
+                values = t[(t.method == m) & (t.key == key)].accuracy.tolist()
+                draw_interval(ax, y, m, values)
+            ax.set(title=ACCURACY_PANELS[key], xlabel="test accuracy (%)")
+        axs[0, 0].set_yticks(range(len(order)), [label_of(m) for m in order])
+        axs[0, 0].invert_yaxis()
+        write_key(fig, interval_key(label_of(against)))
+        write_note(fig, f"{setting_label(runs)}, last epoch")
+    return fig
 
 # %% ../nbs/14_figures.ipynb #a095e97f
 def panel_title(
@@ -1079,7 +1161,8 @@ def plot_surfaces(
         fig.supxlabel("teacher CE (nats)", fontsize=7)
         fig.supylabel("student CE (nats)", fontsize=7)
         fig.colorbar(image, ax=axs, label="weight", pad=0.02, aspect=30)
-        key = f"dots: training images; those with a CE below {least:g} are drawn at {least:g}"
+        floor = f"$10^{{{math.log10(least):.3g}}}$"
+        key = f"dots: training images; those with a CE below {floor} are drawn there"
         write_note(fig, f"BiKD: {setting_label([r])}", key)
     return fig
 
