@@ -339,7 +339,8 @@ def seeds_label(
     runs = list(runs)
     if len(runs) == 1:
         return f"seed {runs[0].config.seed}"
-    counts = sorted({len(rs) for rs in by_method(runs).values()})
+    groups = by_method(runs).values()
+    counts = sorted({len({r.config.seed for r in rs}) for rs in groups})
     reach = f"{counts[0]} to " if len(counts) > 1 else ""
     return f"{reach}{counts[-1]} {'seed' if counts[-1] == 1 else 'seeds'}"
 
@@ -651,7 +652,7 @@ def draw_k_panel(
     draw_inner_steps(plot, by_k)
     plot.set_title("(c) BiKD by $k$")
     key.axis("off")
-    key.legend(*plot.get_legend_handles_labels(), loc="center left", title=setting)
+    key.legend(*plot.get_legend_handles_labels(), loc="center left", title=textwrap.fill(setting, 26))
 
 
 def figure4(
@@ -763,7 +764,7 @@ def interval_key(
     dot = dict(c="black", marker="o", ms=4, mew=0.9)
     return [
         Line2D([], [], **dot, lw=1.2, label="mean, 95 % interval"),
-        Line2D([], [], **dot, mfc="white", ls="", label="trained on val, too"),
+        Line2D([], [], **dot, mfc="white", ls="", label="trained on validation images, too"),
         Line2D([], [], c="black", ls="", marker="|", ms=5, mew=0.7, label="one seed"),
         Line2D([], [], c="#AAAAAA", lw=0.9, label=f"{against}'s mean"),
     ]
