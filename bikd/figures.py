@@ -7,13 +7,13 @@ __all__ = ['KINDS', 'WALK', 'SUM', 'TRAIN_LOSS', 'VIRTUAL_STEP', 'FRAMEWORK_NODE
            'CLASS_NAMES', 'GREYS', 'VERDICTS', 'FIGURE3_CLAIMS', 'ACCURACY_PANELS', 'AREA', 'LOOKS', 'GROUP_LABELS',
            'Node', 'Edge', 'draw_box', 'draw_arrow', 'on_arrow', 'side_of', 'draw_label', 'draw_diagram', 'symbol',
            'walk_nodes', 'walk_edges', 'phi_nodes', 'online_edges', 'accumulated_edges', 'draw_strategy', 'figure1',
-           'figure2', 'nets_label', 'seeds_label', 'setting_label', 'write_note', 'class_labels', 'sample_table',
-           'Plane', 'draw_hexagons', 'draw_loss_axes', 'figure3', 'claim', 'head_and_tail', 'figure3_values',
-           'figure3_claims', 'confusion_pct', 'inner_steps', 'write_cells', 'draw_confusion', 'draw_inner_steps',
-           'draw_confusions', 'draw_k_panel', 'figure4', 'accuracy_on', 'claims_on_k', 'figure4_claims', 'accuracies',
-           'face_of', 'draw_interval', 'interval_key', 'plot_accuracies', 'panel_title', 'line_of', 'label_axes',
-           'write_key', 'per_class', 'count_key', 'draw_accuracy_by_count', 'plot_accuracy_by_count', 'pooled',
-           'reliability', 'write_ece', 'draw_reliability', 'share_key', 'plot_reliability', 'group_weights',
+           'figure2', 'nets_label', 'seeds_label', 'setting_label', 'write_note', 'write_key', 'class_labels',
+           'sample_table', 'Plane', 'draw_hexagons', 'draw_loss_axes', 'figure3', 'claim', 'head_and_tail',
+           'figure3_values', 'figure3_claims', 'confusion_pct', 'inner_steps', 'write_cells', 'draw_confusion',
+           'draw_inner_steps', 'draw_confusions', 'draw_k_panel', 'figure4', 'accuracy_on', 'claims_on_k',
+           'figure4_claims', 'accuracies', 'face_of', 'draw_interval', 'interval_key', 'plot_accuracies', 'panel_title',
+           'line_of', 'label_axes', 'per_class', 'count_key', 'draw_accuracy_by_count', 'plot_accuracy_by_count',
+           'pooled', 'reliability', 'write_ece', 'draw_reliability', 'share_key', 'plot_reliability', 'group_weights',
            'draw_weight_map', 'darker', 'draw_group_weights', 'plot_weights_over_training', 'surfaces_over_training',
            'draw_surface', 'plot_surfaces', 'stuck_weights', 'last_weights', 'still_phi', 'faded_gradients', 'alarms']
 
@@ -361,6 +361,21 @@ def write_note(
 ) -> None:
     "Lines in grey above a figure."
     fig.suptitle("\n".join(lines), fontsize=6, color="#555555", linespacing=1.4)
+
+
+def write_key(
+    fig: Figure,
+    handles: Sequence[Any],  # artists with a label
+) -> None:
+    "The key to a figure's signs, below it."
+    fig.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=6,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
 
 # %% ../nbs/14_figures.ipynb #65915751
 CLASS_NAMES: dict[str, Sequence[str]] = dict(
@@ -812,7 +827,7 @@ def line_of(
     "Dashed for methods that train on the validation images too; their controls have their colour."
     return "--" if get_method(method).sees_val else "-"
 
-
+# %% ../nbs/14_figures.ipynb #4b45b520
 def _multiples(
     methods: Sequence[str],
     width: int = 5,  # panels in a row
@@ -846,21 +861,6 @@ def label_axes(
     last = [ax for ax in axs[-1] if ax.axison]
     last[(len(last) - 1) // 2].set_xlabel(x)
     fig.supylabel(y, fontsize=7)
-
-
-def write_key(
-    fig: Figure,
-    handles: Sequence[Any],  # artists with a label
-) -> None:
-    "The key to a figure's signs, below it."
-    fig.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=4,
-        fontsize=6,
-        handlelength=1.6,
-        columnspacing=1.2,
-    )
 
 # %% ../nbs/14_figures.ipynb #f1326255
 def per_class(
