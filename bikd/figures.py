@@ -667,9 +667,9 @@ def draw_k_panel(
     draw_inner_steps(plot, by_k)
     plot.set_title("(c) BiKD by $k$")
     key.axis("off")
-    key.legend(
-        *plot.get_legend_handles_labels(), loc="center left", title=textwrap.fill(setting, 26)
-    )
+    parts = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in setting.split(", "))
+    title = textwrap.fill(parts, 26)
+    key.legend(*plot.get_legend_handles_labels(), loc="center left", title=title)
 
 
 def figure4(
