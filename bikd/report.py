@@ -11,6 +11,7 @@ __all__ = ['TEXT_WIDTH', 'STYLE', 'DATASET_LABELS', 'EPOCH_CHOICES', 'ACCURACIES
 
 # %% ../nbs/08_report.ipynb #0e8ee810
 import io
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 160,
     "figure.constrained_layout.use": True,
     "image.cmap": "viridis",
+    "pdf.fonttype": 42,  # TrueType: text in a PDF can be searched and edited
 }
 
 # %% ../nbs/08_report.ipynb #2572eb8b
@@ -103,7 +105,9 @@ def _settle(fig: Figure) -> None:
 def _bytes_of(fig: Figure, **options: Any) -> bytes:
     "What `Figure.savefig` writes."
     buffer = io.BytesIO()
-    fig.savefig(buffer, **options)
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the fonts' dates
+    with mpl.rc_context({"pdf.fonttype": STYLE["pdf.fonttype"]}):
+        fig.savefig(buffer, **options)
     return buffer.getvalue()
 
 
