@@ -108,7 +108,7 @@ def draw_arrow(
     end: Text,  # the box it points to
 ) -> None:
     "An arrow from the edge of one box to the edge of another."
-    look = dict(
+    look: dict[str, Any] = dict(
         arrowstyle="-|>,head_width=.15,head_length=.3",
         lw=0.8,
         color=edge.ink,
@@ -147,13 +147,13 @@ def draw_label(
     end: Node,  # the node it points to
 ) -> None:
     "The label of an arrow, three points beside it."
-    ends = ax.transData.transform([start[:2], end[:2]])
-    point, left = on_arrow(*ends, edge.bend, edge.at)
-    x, y = away = edge.side * left
+    tail, head = ax.transData.transform([start[:2], end[:2]])
+    point, left = on_arrow(tail, head, edge.bend, edge.at)
+    x, y = edge.side * left
     ax.annotate(
         edge.label,
-        ax.transData.inverted().transform(point),
-        3 * away,
+        tuple(ax.transData.inverted().transform(point)),
+        (3 * x, 3 * y),
         textcoords="offset points",
         ha=("right", "center", "left")[side_of(x) + 1],
         va=("top", "center", "bottom")[side_of(y) + 1],
@@ -652,7 +652,9 @@ def draw_confusions(
         image = draw_confusion(ax, m, names)
         ax.set_title(f"({letter}) {label_of(runs[0].config.method)}")
     axs[0].set_ylabel("true class")
-    bar = dict(location="bottom", label="% of the true class", pad=0.02, shrink=0.5, aspect=35)
+    bar: dict[str, Any] = dict(
+        location="bottom", label="% of the true class", pad=0.02, shrink=0.5, aspect=35
+    )
     axs[0].figure.colorbar(image, ax=axs, **bar)
 
 # %% ../nbs/14_figures.ipynb #7ad9e6f2
@@ -778,7 +780,7 @@ def interval_key(
     against: str,  # label of the method with the grey line
 ) -> list[Line2D]:
     "The signs of `plot_accuracies`."
-    dot = dict(c="black", marker="o", ms=4, mew=0.9)
+    dot: dict[str, Any] = dict(c="black", marker="o", ms=4, mew=0.9)
     return [
         Line2D([], [], **dot, lw=1.2, label="mean, 95 % interval"),
         Line2D([], [], **dot, mfc="white", ls="", label="trained on validation images, too"),
@@ -905,7 +907,7 @@ def plot_accuracy_by_count(
     against: str = "kd",  # the method drawn in grey in every panel
 ) -> Figure:
     "Accuracy of a class over its training images, a panel per method: mean, every seed a dot."
-    runs = of_all_classes(runs)
+    runs = of_all_classes(list(runs))
     t = per_class(runs)
     methods = list(t.method.unique())
     other = t[t.method == against].groupby("n").accuracy.mean()
@@ -1124,7 +1126,7 @@ def draw_surface(
     axis: Tensor,  # (n,) cross-entropies of both axes, nats
     w: Tensor,  # (n, n): weights by teacher's and student's cross-entropy
     samples: Sequence[Tensor],  # teacher's and student's cross-entropies, each (N,)
-    limits: tuple[Tensor, Tensor],  # smallest and largest weight of the colour scale
+    limits: tuple[float, float],  # smallest and largest weight of the colour scale
 ) -> QuadMesh:
     "A surface of f_φ and the samples on it."
     low, high = limits
@@ -1150,7 +1152,7 @@ def plot_surfaces(
     epochs = sorted({round(e) for e in np.linspace(1, E, min(shown, E))})
     axis = torch.logspace(math.log10(least), math.log10(most), 61)
     surfaces = surfaces_over_training(r, epochs, axis)
-    limits = surfaces.min(), surfaces.max()
+    limits = surfaces.min().item(), surfaces.max().item()
     with paper_style():
         fig, axs = plt.subplots(
             2, len(epochs), figsize=(TEXT_WIDTH, 2.3), sharex=True, sharey=True, squeeze=False
