@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_value', 'read_parameters', 'page_name', 'experiment_notebook', 'checked_plan', 'RunFailed', 'execute_page',
            'run_command', 'runs_folder', 'keep_runs', 'runs_table', 'one_run', 'compare_runs', 'remove_run',
-           'runs_command', 'page_command', 'parser', 'main']
+           'runs_command', 'page_command', 'pack_command', 'unpack_command', 'parser', 'main']
 
 # %% ../nbs/18_cli.ipynb #985985a6
 import argparse
@@ -20,8 +20,10 @@ from typing import Any
 
 import pandas as pd
 
+from .archive import on_disk
 from .basics import ParameterError, PlainError, needs_extra
 from .experiment import Parameters, Plan, make_plan, project_root, refused
+from .pack import pack_runs, unpack_runs
 from .pages import COLUMNS, index_row, page_html, write_index
 from .runs import Run, find_runs
 
@@ -219,6 +221,11 @@ def remove_run(
             f"{run.folder.name} taught {len(students)} runs, {students[0].folder.name} among them. "
             "Remove these first."
         )
+    if not isinstance(run.folder, Path):
+        raise ParameterError(
+            f"{run.folder.name} is packed in {on_disk(run.folder)}. Unpack it first: bikd unpack "
+            f"{on_disk(run.folder).parent}."
+        )
     shutil.rmtree(run.folder)
 
 # %% ../nbs/18_cli.ipynb #66a714f6
@@ -252,6 +259,17 @@ def page_command(args: argparse.Namespace) -> None:
     if find_runs(folder):
         print(write_index(folder))
 
+# %% ../nbs/18_cli.ipynb #f458cbd1
+def pack_command(args: argparse.Namespace) -> None:
+    "`bikd pack`"
+    print(*pack_runs(args.folder), sep="\n")
+
+
+def unpack_command(args: argparse.Namespace) -> None:
+    "`bikd unpack`"
+    unpack_runs(args.folder)
+    print(f"{args.folder} holds folders again")
+
 # %% ../nbs/18_cli.ipynb #56876941
 def _add_run(commands: Any) -> None:
     p = commands.add_parser("run", help="train, or load what is finished, and write the page")
@@ -279,6 +297,13 @@ def _add_runs(commands: Any) -> None:
     p.set_defaults(do=runs_command)
 
 # %% ../nbs/18_cli.ipynb #ef8829c4
+def _add_pack(commands: Any) -> None:
+    for name, what in (("pack", "finished runs as one archive and one table"), ("unpack", "undo")):
+        p = commands.add_parser(name, help=what)
+        p.add_argument("folder", help="of runs, for example paper_figures/records/mnist5k")
+        p.set_defaults(do=pack_command if name == "pack" else unpack_command)
+
+
 def _add_page(commands: Any) -> None:
     p = commands.add_parser("page", help="a finished page as HTML")
     p.add_argument("notebook", help="for example runs/rho100.ipynb")
@@ -289,8 +314,8 @@ def _add_page(commands: Any) -> None:
 def parser() -> argparse.ArgumentParser:
     "What the command understands."
     top = argparse.ArgumentParser(prog="bikd", description="Experiments of bikd from a terminal.")
-    commands = top.add_subparsers(required=True, metavar="run | runs | page")
-    for add in (_add_run, _add_runs, _add_page):
+    commands = top.add_subparsers(required=True, metavar="run | runs | page | pack | unpack")
+    for add in (_add_run, _add_runs, _add_page, _add_pack):
         add(commands)
     return top
 

@@ -11,7 +11,6 @@ __all__ = ['AXES', 'WIDE', 'trace_weights', 'run_name', 'TracedRun', 'training_p
 # %% ../nbs/16_explorer.ipynb #9fdde261
 import os
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -431,7 +430,7 @@ def is_explorable(
     run: Run,  # finished
 ) -> bool:
     "Whether its record has a trace, and a teacher to compare with."
-    return (Path(run.folder) / "trace.safetensors").exists() and "p_teacher" in run.samples
+    return (run.folder / "trace.safetensors").exists() and "p_teacher" in run.samples
 
 
 def explorable(

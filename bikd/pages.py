@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from .archive import on_disk
 from .basics import PlainError, RecordError, atomic_write, needs_extra
 from .experiment import SETTINGS, Parameters
 from .methods import get_method, table_row
@@ -199,10 +200,12 @@ def _cell(value: Any, form: str) -> str:
 # %% ../nbs/17_pages.ipynb #0535c9eb
 def _row_html(run: Run, here: Path) -> str:
     "A run's row, with links to its folder relative to the page."
-    link = Path(os.path.relpath(run.folder, here)).as_posix()
+    link = Path(os.path.relpath(on_disk(run.folder), here)).as_posix()
+    if isinstance(run.folder, Path):
+        link += "/"  # a folder: the browser lists it
     cells = [_cell(value, COLUMNS[name]) for name, value in index_row(run).items()]
     curve = curve_svg(run.metrics["test_acc_pct"].tolist())
-    files_of_run = f'<a href="{html.escape(link)}/">{html.escape(run.folder.name)}</a>'
+    files_of_run = f'<a href="{html.escape(link)}">{html.escape(run.folder.name)}</a>'
     command = (
         f"<details><summary>command</summary><code>{html.escape(command_for(run))}</code></details>"
     )

@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 import bikd
+from .archive import Place, home_of, place_of, run_places
 from .basics import RecordError, atomic_write, make_folder, said_plainly
 from .checkpoints import Progress
 from .data import Split, load_split, long_tailed_counts, protocol_card
@@ -396,7 +398,7 @@ def seal(
 class Sealed:
     "A folder whose files are compared with their checksums when they are read."
 
-    folder: Path
+    folder: Place
 
     @cached_property
     def sums(self) -> dict[str, str]:
@@ -429,7 +431,7 @@ class Sealed:
         return pd.read_csv(io.BytesIO(self.read_bytes(name)), index_col=index_col)
 
 # %% ../nbs/07_runs.ipynb #f1dc6d73
-def _read_sums(folder: Path) -> dict[str, str]:
+def _read_sums(folder: Place) -> dict[str, str]:
     path = folder / SUMS
     if not path.is_file():
         raise RecordError(
@@ -438,13 +440,13 @@ def _read_sums(folder: Path) -> dict[str, str]:
             f"bikd.runs.seal({str(folder)!r})."
         )
     try:
-        pairs = [line.split("  ") for line in path.read_text().splitlines()]
+        pairs = [line.split("  ") for line in path.read_bytes().decode().splitlines()]
         return {name: digest for digest, name in pairs}
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, zipfile.BadZipFile) as e:
         raise RecordError(f"{path} is damaged or cannot be read ({e}). {_AGAIN}.") from None
 
 # %% ../nbs/07_runs.ipynb #f027a653
-def _contents(folder: Path, name: str) -> bytes:
+def _contents(folder: Place, name: str) -> bytes:
     path = folder / name
     if not path.is_file():
         raise RecordError(
@@ -453,8 +455,9 @@ def _contents(folder: Path, name: str) -> bytes:
         )
     try:
         return path.read_bytes()
-    except OSError as e:
-        raise RecordError(f"{path} cannot be read ({e.strerror}). Mend that. {_AGAIN}.") from e
+    except (OSError, zipfile.BadZipFile) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise RecordError(f"{path} cannot be read ({reason}). Mend that. {_AGAIN}.") from e
 
 # %% ../nbs/07_runs.ipynb #5958f48d
 @dataclass(frozen=True)
@@ -520,7 +523,7 @@ class Run(Record):
     @cached_property
     def teachers(self) -> list["Run"]:
         "The runs of those that taught it, as far as they lie beside it."
-        found = [find_run(self.folder.parent, run_id) for run_id in self.config.teachers]
+        found = [find_run(home_of(self.folder), run_id) for run_id in self.config.teachers]
         return [run for run in found if run]
 
     @cached_property
@@ -729,7 +732,7 @@ def _write_record(
     done.write("summary.json", summary)
 
 # %% ../nbs/07_runs.ipynb #10d31e12
-def _claims_to_be_finished(folder: Path) -> bool:
+def _claims_to_be_finished(folder: Place) -> bool:
     if (folder / "summary.json").exists():
         return True
     sealed = folder / SUMS
@@ -744,7 +747,7 @@ def find_run(
     """The finished run of that id, or None.
 
     `RecordError` if what is there is damaged or another run."""
-    folder = Path(runs_dir) / run_id
+    folder = place_of(runs_dir, run_id)
     if not _claims_to_be_finished(folder):
         return None
     found = Run(folder)
@@ -960,9 +963,9 @@ def find_runs(
     runs_dir: str | os.PathLike[str],  # a folder of runs
 ) -> list[Run]:  # in the order of `bikd.methods.rank`, then by dataset, ρ and seed
     "All finished runs below a folder. `RecordError` where one cannot be read or stands twice."
-    folders = sorted(Path(runs_dir).glob("*/"))
+    folders = run_places(runs_dir)
     runs = [Run(folder) for folder in folders if _claims_to_be_finished(folder)]
-    places: dict[str, Path] = {}
+    places: dict[str, Place] = {}
     for r in runs:
         first = places.setdefault(r.summary["run_id"], r.folder)
         if first != r.folder:
