@@ -238,7 +238,7 @@ def test_the_readmes_table_is_that_of_the_records(root):
 
 def test_readme_numbers_are_those_of_the_records(root):
     from bikd.report import accuracy_table, spread
-    from bikd.runs import Run, find_runs
+    from bikd.runs import find_runs
 
     folder = root / "paper_figures" / "records" / "mnist5k"
     every = find_runs(folder)
