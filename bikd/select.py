@@ -52,7 +52,8 @@ def alike(
         raise ValueError(
             f"the {len(runs)} runs of {c.method} on {c.dataset} at ρ = {c.rho:g} differ in more "
             "than their seed (settings, or the teacher): they cannot be averaged. "
-            "Name the nets (teacher, student) if these differ, or give each kind a folder of its own."
+            "If the nets differ, name them (teacher, student); else give each kind a folder of its "
+            "own."
         )
     return sorted(runs, key=lambda r: r.config.seed)
 
