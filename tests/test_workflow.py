@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from bikd.graph import read_graph
-from bikd.methods import get_method, table_rows
+from bikd.methods import get_method, methods_named, table_rows
 
 pytest.importorskip(
     "snakemake", reason="the extra `grid` is not installed: pip install -e '.[grid]'"
@@ -79,6 +79,54 @@ def test_the_files_of_experiments_name_runs():
         teaches = get_method(job.config.method).trains_teacher_net
         assert job.config.protocol.epochs == 120
         assert job.config.net == ("resnet32x4" if teaches else "resnet8x4")
+
+
+CIFAR10_JPEG = ROOT / "workflow" / "config" / "cifar10_jpeg.yaml"
+SMALL_NETS, PAPERS_NETS = ("resnet20", "resnet8"), ("resnet32x4", "resnet8x4")
+
+
+@pytest.fixture(scope="module")
+def jpeg_jobs():
+    "The jobs of `cifar10_jpeg.yaml`. No image is needed to plan them."
+    return read_graph(yaml.safe_load(CIFAR10_JPEG.read_text())).jobs()
+
+
+def test_the_file_of_cifar10_jpeg_plans_the_runs_that_are_committed(jpeg_jobs):
+    files = (ROOT / "paper_figures" / "records" / "cifar10_jpeg").glob("*/config.json")
+    committed = {f.parent.name: json.loads(f.read_text()) for f in files}
+    for nets in (SMALL_NETS, PAPERS_NETS):
+        there = {
+            run_id
+            for run_id, c in committed.items()
+            if c["net"] in nets and (c["rho"], c["seed"]) == (100, 0)
+        }
+        mine = {
+            run_id
+            for run_id, job in jpeg_jobs.items()
+            if job.config.net in nets and (job.config.rho, job.config.seed) == (100, 0)
+        }
+        assert mine
+        assert mine == there
+    assert set(committed) <= set(jpeg_jobs)
+
+
+@pytest.mark.parametrize(
+    "nets,rho,epochs,methods",
+    [
+        (PAPERS_NETS, 100, 30, "teacher ce kd bkd dive bikd bsce ce_val"),
+        (SMALL_NETS, 100, 60, "all controls"),
+        (SMALL_NETS, 50, 60, "teacher ce kd bkd bikd bsce"),
+    ],
+)
+def test_the_campaigns_of_cifar10_jpeg(jpeg_jobs, nets, rho, epochs, methods):
+    "Nets, length and rows; three seeds each; forward passes in bfloat16."
+    configs = [job.config for job in jpeg_jobs.values()]
+    mine = [c for c in configs if c.net in nets and c.rho == rho]
+    rows = [(c.method, c.seed) for c in mine if not c.method.startswith("expert_")]
+    assert sorted(rows) == sorted((m, s) for m in methods_named(methods) for s in (0, 1, 2))
+    assert {(c.protocol.epochs, c.protocol.precision) for c in mine} == {(epochs, "bf16")}
+    for c in mine:
+        assert c.net == nets[not get_method(c.method).trains_teacher_net]
 
 
 TABLE = dict(table1=dict(notebook="nbs/table1.ipynb", parameters=dict(runs_dir="{runs_dir}")))
