@@ -80,5 +80,5 @@ def test_what_is_said_of_bfloat16_is_that_of_the_records(root):
         assert any(text in limits for text in said), dataset
         halves.append((effects.high - effects.low) / 2)
     least, most = min(h.min() for h in halves), max(h.max() for h in halves)
-    said = f"All 95 % intervals contain zero, and they reach {least:.1f} to {most:.1f} points"
-    assert said in limits
+    spread = f"All 95 % intervals contain zero, and they reach {least:.1f} to {most:.1f} points"
+    assert spread in limits
