@@ -73,6 +73,7 @@ def test_what_is_said_of_bfloat16_is_that_of_the_records(root):
     half = (effects.high - effects.low) / 2
     said = (
         f"{teacher} points for the teacher, {ce} for CE, {kd} for KD, {bikd} for BiKD; "
-        f"all 95 % intervals contain zero, and they reach {half.min():.1f} to {half.max():.1f} points"
+        "all 95 % intervals contain zero, and they reach "
+        f"{half.min():.1f} to {half.max():.1f} points"
     )
     assert said in (root / "LIMITS.md").read_text()
