@@ -23,14 +23,14 @@ import torch
 
 # %% ../nbs/00_basics.ipynb #a2e6162f
 class PlainError(Exception):
-    "An error whose message says all there is to know; notebooks show it without a traceback."
+    "An error whose message is complete; notebooks show it without a traceback."
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
 
 class DataError(PlainError, RuntimeError):
-    "Images are missing, damaged or of another kind than expected."
+    "Images are missing, damaged or not of the expected kind."
 
 
 class StorageError(PlainError, OSError):
@@ -42,7 +42,7 @@ class ParameterError(PlainError, ValueError):
 
 
 class RecordError(PlainError, ValueError):
-    "A stored file is not what was written, or belongs to another run."
+    "A stored file has changed since it was written, or belongs to another run."
 
 # %% ../nbs/00_basics.ipynb #6f592e70
 _REMEDIES = {
@@ -50,13 +50,13 @@ _REMEDIES = {
     errno.EDQUOT: "Make room",
     errno.EROFS: "Make it writable, or name another folder",
     errno.EACCES: "Make it writable, or name another folder",
-    errno.ENOENT: "Its folder was removed meanwhile; leave it in place",
+    errno.ENOENT: "Its folder was removed during the run; leave it in place",
 }
 
 
 @contextmanager
 def said_plainly(
-    path: str | os.PathLike,  # what is to be written, or the folder it goes to
+    path: str | os.PathLike,  # the file to write, or its folder
 ) -> Iterator[None]:
     "Turn every `OSError` raised inside into a `StorageError` that names `path` and the remedy."
     try:
@@ -64,17 +64,17 @@ def said_plainly(
     except StorageError:
         raise
     except OSError as e:
-        remedy = _REMEDIES.get(e.errno or 0, "Mend that")
+        remedy = _REMEDIES.get(e.errno or 0, "Fix the cause")
         raise StorageError(
-            f"{path} could not be written: {e.strerror or e}. What was finished before is whole. "
-            f"{remedy}, and give the same command again: it goes on from there."
+            f"{path} could not be written: {e.strerror or e}. Files finished before are intact. "
+            f"{remedy}, then run the same command again to resume."
         ) from e
 
 # %% ../nbs/00_basics.ipynb #1c5e68da
 def make_folder(
     path: str | os.PathLike,  # the folder
 ) -> Path:  # the same
-    "Make a folder, with those above it, if it is missing. `StorageError` if that fails."
+    "Make a folder and its missing parents. `StorageError` if that fails."
     path = Path(path)
     with said_plainly(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def make_folder(
 
 # %% ../nbs/00_basics.ipynb #11c69872
 def _flush_folder(folder: Path) -> None:
-    "Flush a folder's list of names to the disk, where the system can do that (POSIX)."
+    "Flush a folder's list of names to the disk, where the system supports it (POSIX)."
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -94,12 +94,12 @@ def _flush_folder(folder: Path) -> None:
 # %% ../nbs/00_basics.ipynb #ab0573b7
 def atomic_write(
     path: str | os.PathLike,  # the file; its folder exists
-    # all of its contents, or these in pieces; text becomes UTF-8
+    # its whole contents, or a list of pieces; text is written as UTF-8
     data: bytes | str | list[bytes | memoryview],
 ) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
-    Raises `StorageError` if the system refuses any of these."""
+    Raises `StorageError` if any of these fails."""
     path = Path(path)
     pieces = data if isinstance(data, list) else [data.encode() if isinstance(data, str) else data]
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -123,14 +123,14 @@ def _targets(
     for member, target in targets.items():
         if not member.isfile() or not target.is_relative_to(root.resolve()):
             raise DataError(
-                f"{archive} is not unpacked: {member.name!r} in it is a link, a device or "
-                f"outside of {root}. Remove it and fetch it again."
+                f"{archive} was not unpacked: its member {member.name!r} is a link, a device or "
+                f"outside {root}. Remove the archive and fetch it again."
             )
     return targets
 
 # %% ../nbs/00_basics.ipynb #8435369e
 def _write_member(target: Path, contents: bytes) -> None:
-    "Write one unpacked file; it appears whole, since another process may be reading it."
+    "Write one unpacked file whole, since another process may be reading it."
     with said_plainly(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
@@ -145,10 +145,11 @@ def unpack(
     archive: str | os.PathLike,  # a tar file, compressed or not
     root: str | os.PathLike,  # the folder it is unpacked into
 ) -> None:
-    """Write the archive's plain files, all of them below `root`; empty folders are left out.
+    """Write the archive's plain files below `root`; empty folders are left out.
 
-    Raises `DataError` if the archive is damaged, or if it holds anything else (then nothing is
-    written); `StorageError` if a file cannot be written."""
+    Raises `DataError` if the archive is damaged. If it holds anything but plain files below
+    `root`, raises `DataError` before anything is written. `StorageError` if a file cannot be
+    written."""
     try:
         with tarfile.open(archive) as tar:
             for member, target in _targets(tar, archive, Path(root)).items():
@@ -167,19 +168,19 @@ def unpack(
 def is_whole(
     x: object,  # anything
 ) -> bool:
-    "Whether `x` is a whole number, Python's or NumPy's; `True` and `False` are not."
+    "Whether `x` is an integer of Python or NumPy; `True` and `False` do not count."
     return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def generator(
     seed: int,  # the run's seed, >= 0
-    *purpose: str | int,  # what the numbers are for, e.g. `('order', epoch)`: strings and ints
+    *purpose: str | int,  # what the numbers are for, e.g. `('order', epoch)`
 ) -> torch.Generator:  # a CPU generator, a pure function of its arguments
     """A generator seeded with SHA-256 of (seed, purpose).
 
-    It is on the CPU, so every device sees the same numbers. `ValueError` for another seed."""
+    It is on the CPU, so every device sees the same numbers. `ValueError` for an invalid seed."""
     if not is_whole(seed) or seed < 0:
-        raise ValueError(f"seed={seed!r}: a whole number of at least 0 was expected.")
+        raise ValueError(f"seed={seed!r} is not allowed; give a whole number of at least 0.")
     digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -188,7 +189,7 @@ def generator(
 def seeded(
     seed: int,  # the run's seed
     *purpose: str | int,  # as for `generator`
-    device: str | torch.device = "cpu",  # if it is a GPU, its generator is seeded and restored too
+    device: str | torch.device = "cpu",  # on a GPU, its generator is seeded and restored too
 ) -> Iterator[None]:
     "Seed PyTorch's global generators with (seed, purpose) inside; restore their state outside."
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
@@ -201,7 +202,7 @@ def needs_extra(
     module: str,  # the module that imports, e.g. 'bikd.report'
     extra: str = "notebooks",  # of `bikd`, as pyproject.toml lists them
 ) -> Iterator[None]:
-    "A missing package, imported inside, ends in a `ModuleNotFoundError` that names the extra."
+    "Turn a failed import inside into a `ModuleNotFoundError` that names the extra."
     try:
         yield
     except ModuleNotFoundError as e:

@@ -31,7 +31,7 @@ def long_tailed_counts(
     """Images kept per class: `int(n_max * (1/rho)**(c/(C-1)))`.
 
     The rule is that of §4.1; rounding down is that of the released code.
-    Raises `ValueError` for values out of range and where a class would be left without an image."""
+    Raises `ValueError` for values out of range, and if a class would be left without an image."""
     _check_long_tail(n_max, n_classes, rho)
     counts = [int(n_max * (1 / rho) ** (c / (n_classes - 1))) for c in range(n_classes)]
     if counts[-1] < 1:
@@ -61,12 +61,12 @@ class Split:
 
     dataset: str  # the source's name
     rho: float  # imbalance ratio asked for, >= 1
-    seed: int  # which draw
+    seed: int  # selects the draw
     train: Images | Chosen  # long-tailed
     val: Images | Chosen  # balanced
     test: Images | Chosen  # whole
     views: Views  # the augmentations these images allow
-    # what else the protocol card says about the images, e.g. their decoder
+    # further entries of the protocol card, e.g. the decoder
     about: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -82,14 +82,14 @@ class Split:
 
     @cached_property
     def hash(self) -> str:
-        "SHA-256 over pixels and labels of the three parts, 16 hex digits; equal if all images are."
+        "SHA-256 over pixels and labels of the three parts, 16 hex digits."
         return _images_sha256(train=self.train, val=self.val, test=self.test)[:16]
 
 # %% ../nbs/00d_data.ipynb #86da6e20
 def pieces(
     images: Images | Chosen,
 ) -> Iterator[Tensor]:  # uint8 `(n, channels, H, W)`, of about a million numbers
-    "The pixels of all images, in order, a few at a time: what is made of them takes little memory."
+    "The pixels of all images in order, a few at a time, so that processing takes little memory."
     at_once = max(1, 2**20 // max(1, math.prod(shape_of(images))))
     for ids in torch.arange(len(images)).split(at_once):
         yield images.take(ids).pixels
@@ -106,7 +106,7 @@ def _images_sha256(**parts: Images | Chosen) -> str:
 
 # %% ../nbs/00d_data.ipynb #568e64bb
 def _shuffled_class(source: Source, pool: Images, c: int, n: int, seed: int) -> Tensor:
-    "The ids of class `c` in the pool, in the order counted from the seed; at least `n` for train."
+    "The ids of class `c` in the pool, in the order drawn from the seed; at least `n` for train."
     ids = torch.nonzero(pool.labels == c)[:, 0]
     if len(ids) < source.n_val + n:
         raise ValueError(
@@ -133,10 +133,10 @@ def draw_split(
     pool: Images,  # train and val come from here
     test: Images,  # kept whole
     rho: float,  # imbalance ratio >= 1
-    seed: int,  # which draw, >= 0
+    seed: int,  # selects the draw, >= 0
     # validation images per class to keep; default: all `source.n_val` that are set aside
     n_val: int | None = None,
-    about: dict[str, Any] | None = None,  # more for the protocol card
+    about: dict[str, Any] | None = None,  # further entries of the protocol card
 ) -> Split:
     """Balanced val first, then the long-tailed train, from one permutation per class (§4.1).
 
@@ -164,14 +164,14 @@ def draw_split(
 def load_split(
     dataset: str,  # a key of `bikd.sources.SOURCES`
     rho: float,  # imbalance ratio n_max/n_min, >= 1
-    seed: int = 0,  # which draw; also the run's seed
+    seed: int = 0,  # selects the draw; also the run's seed
     # where the files are, see `bikd.sources.data_home`
     data_dir: str | os.PathLike | None = None,
     n_val: int | None = None,  # validation images per class to keep, see `draw_split`
 ) -> Split:
     """Load a source and draw its split.
 
-    Raises what `get_source`, `long_tailed_counts`, `draw_split` and the source's loader raise."""
+    Errors are those of `get_source`, `long_tailed_counts`, `draw_split` and the loader."""
     source = get_source(dataset)
     long_tailed_counts(source.n_max, source.n_classes, rho)  # refuse before reading any file
     pool, test, *about = source.load(data_dir)
@@ -217,13 +217,13 @@ def pixel_stats(
         return _released_stats(shape_of(split.train)[0])
     if normalisation != "train":
         raise ValueError(
-            f"normalisation={normalisation!r} is unknown; there are: 'train', 'released'."
+            f"normalisation={normalisation!r} is unknown; choose 'train' or 'released'."
         )
     return _train_stats(split.train)
 
 # %% ../nbs/00d_data.ipynb #78bb69b8
 def _counts(split: Split) -> dict[str, Any]:
-    "How many images of which class are where."
+    "The number of images of each class in each part."
     n = split.n_per_class
     return dict(
         rho=split.rho,
@@ -260,12 +260,12 @@ def protocol_card(
 
 # %% ../nbs/00d_data.ipynb #4fde72fd
 def _toy_images(n_classes: int, n: int, seed: int, purpose: str) -> Images:
-    "`n` images of each class, 8×8: noise, and a bright 2×2 patch on a 4×4 grid of places."
+    "`n` images of each class, 8×8: noise, with a bright 2×2 patch at a place on a 4×4 grid."
     labels = torch.arange(n_classes).repeat(n)
     pixels = torch.randint(
         0, 160, (len(labels), 1, 8, 8), dtype=torch.uint8, generator=generator(seed, purpose)
     )
-    place = labels * 5 % 16  # scattered over the grid
+    place = labels * 5 % 16  # spread over the grid
     for i in range(2):
         for j in range(2):
             pixels[torch.arange(len(labels)), 0, place // 4 * 2 + i, place % 4 * 2 + j] = 220
@@ -276,9 +276,9 @@ def toy_split(
     n_max: int = 24,  # images of the head class
     n_classes: int = 3,  # C, at most 16
     rho: float = 4.0,  # imbalance ratio >= 1
-    seed: int = 0,  # which draw
+    seed: int = 0,  # selects the draw
 ) -> Split:  # 8×8 grey images, 8 val and 20 test images per class
-    "A tiny learnable split: the position of a bright 2×2 patch in noise is the class."
+    "A tiny learnable split: the position of a bright 2×2 patch in noise determines the class."
     pool = _toy_images(n_classes, n_max + 8, seed, "toy pool")
     test = _toy_images(n_classes, 20, seed, "toy test")
     source = Source(

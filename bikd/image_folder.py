@@ -36,7 +36,7 @@ class Listing(NamedTuple):
     parts: dict[str, slice]  # the positions of each part, e.g. `{"test": slice(0, 10000)}`
 
     def sizes(self) -> list[int]:
-        "Bytes of each file. `DataError` names a file that has vanished meanwhile."
+        "Bytes of each file. `DataError` names a file that can no longer be read."
         try:
             return [os.stat(self.folder / f).st_size for f in self.files]
         except OSError as e:
@@ -69,8 +69,8 @@ def _check_same_classes(folder: Path, classes: dict[str, tuple[str, ...]]) -> tu
     for part, names in classes.items():
         if odd := sorted(set(names) - common):
             raise DataError(
-                f"{folder / part / odd[0]}: class {odd[0]!r} is in one of {', '.join(classes)} "
-                "only; each of them needs a folder for each class."
+                f"{folder / part / odd[0]}: class {odd[0]!r} is missing in another of the parts "
+                f"{', '.join(classes)}. Give each part a folder for each class."
             )
     return next(iter(classes.values()))
 
@@ -108,7 +108,7 @@ def decoder_name() -> str:
 # %% ../nbs/00a_image_folder.ipynb #b1cc0128
 def decode_image(
     data: bytes,  # a file's contents
-    name: str,  # how messages call it
+    name: str,  # the file's name in messages
     kind: str | None = None,  # the format it must have, e.g. "JPEG"
     size: tuple[int, int] | None = None,  # height and width it must have, pixels
 ) -> np.ndarray:  # uint8 `(H, W, 3)`
@@ -121,7 +121,7 @@ def decode_image(
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise DataError(f"{name} is truncated, damaged or no image ({reason}).") from e
+        raise DataError(f"{name} is truncated, damaged or not an image ({reason}).") from e
     if kind not in (None, found):
         raise DataError(f"{name} is a {found} file; expected {kind}.")
     if size not in (None, shape):
@@ -131,7 +131,7 @@ def decode_image(
 
 # %% ../nbs/00a_image_folder.ipynb #7cde1f52
 class ImageSet(NamedTuple):
-    "Decoded images, and what they were made from."
+    "Decoded images and a description of their source."
 
     pixels: Tensor  # uint8 `(N, H, W, 3)`, in the listing's order
     labels: Tensor  # int64 `(N,)`
@@ -144,7 +144,7 @@ class ImageSet(NamedTuple):
         self,
         name: str,  # a key of `parts`
     ) -> tuple[Tensor, Tensor]:  # pixels `(n, 3, H, W)` and labels `(n,)`
-        "The images of one part, channels first, in the memory where they are."
+        "The images of one part, channels first, without a copy."
         where = self.parts[name]
         return self.pixels[where].permute(0, 3, 1, 2), self.labels[where]
 
@@ -208,7 +208,7 @@ def _as_safetensors(
         where = dict(dtype=names[t.dtype], shape=list(t.shape), data_offsets=[begin, end])
         header[name] = where
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # what follows is aligned
+    text += b" " * (-len(text) % 8)  # aligns the tensors
     memory = [t.contiguous().reshape(-1).numpy().data for t in tensors.values()]
     return [len(text).to_bytes(8, "little") + text, *memory]
 
@@ -272,7 +272,7 @@ def _may_write(folder: Path) -> bool:
 
 # %% ../nbs/00a_image_folder.ipynb #265e3db8
 def _writable(places: list[Path]) -> Path:
-    "The first place that can be written; `StorageError` if there is none."
+    "The first writable place; `StorageError` if there is none."
     beside, cached = places
     if _may_write(beside.parent):
         return beside
@@ -282,7 +282,7 @@ def _writable(places: list[Path]) -> Path:
         return cached
     raise StorageError(
         f"the decoded images can be kept neither in {beside.parent} nor in "
-        f"{cached.parent}: neither can be written. Set BIKD_DATA to a folder that can."
+        f"{cached.parent}: neither is writable. Set BIKD_DATA to a writable folder."
     )
 
 # %% ../nbs/00a_image_folder.ipynb #b1b5652a
@@ -294,7 +294,7 @@ def _top(folder: Path) -> Path:
 # %% ../nbs/00a_image_folder.ipynb #3c59d57d
 @contextmanager
 def _unpacked(archive: Path) -> Iterator[Path]:
-    "The parts of an archive, in a folder that exists inside the context only."
+    "The parts of an archive, in a folder that exists only inside the context."
     with TemporaryDirectory() as folder:
         try:
             unpack(archive, folder)
@@ -323,7 +323,7 @@ class _Wanted(NamedTuple):
 
 # %% ../nbs/00a_image_folder.ipynb #61b5bf2c
 def _kept(places: list[Path], stamp: str, wanted: _Wanted) -> ImageSet | None:
-    "The first kept array that can be believed."
+    "The first kept array that passes the checks."
     for place in places:
         images = _read_array(place, stamp)
         if images and wanted.is_met_by(images):
@@ -341,14 +341,15 @@ def _decode_source(source: Path, listing: Listing | None, wanted: _Wanted) -> Im
     if not wanted.is_met_by(images):
         raise DataError(
             f"{source}: the files' contents have SHA-256 {images.contents[:12]}.., expected "
-            f"{str(wanted.contents)[:12]}..: they are damaged or others. Fetch them again."
+            f"{str(wanted.contents)[:12]}..: they are damaged or not the expected ones. Fetch "
+            "them again."
         )
     return images
 
 # %% ../nbs/00a_image_folder.ipynb #0416c367
 def open_images(
     source: str | os.PathLike,  # a folder that holds one folder per part, or a tar archive of one
-    cache: str | os.PathLike,  # where the array is kept if it cannot lie beside the source
+    cache: str | os.PathLike,  # where the array is kept if the source's folder is not writable
     *,
     kind: str | None = None,  # the format that each file must have, e.g. "JPEG"
     size: tuple[int, int] | None = None,  # height and width that each image must have
@@ -356,13 +357,13 @@ def open_images(
     check: Callable[[Listing], None] | None = None,
     contents: str | None = None,  # the expected SHA-256 over the files
 ) -> ImageSet:
-    """The images of a folder or an archive, from the kept array if it can be believed.
+    """The images of a folder or an archive, from the kept array if it passes the checks.
 
-    Raises `DataError` for files that are missing, damaged or others than expected, and
-    `StorageError` where the array cannot be kept."""
+    Raises `DataError` for files that are missing, damaged or not the expected ones, and
+    `StorageError` if the array cannot be kept."""
     source = Path(source).resolve()
     if not source.exists():
-        raise DataError(f"{source} does not exist; expected a folder of images or an archive.")
+        raise DataError(f"{source} does not exist; name a folder of images or an archive.")
     listing = list_images(source) if source.is_dir() else None
     stamp = listing.names_and_sizes if listing else f"{source.name} {source.stat().st_size}"
     places, wanted = _places(source, cache), _Wanted(kind, size, check, contents)
@@ -370,7 +371,7 @@ def open_images(
         return images
     place = _writable(places)
     with said_plainly(place), FileLock(place.with_name(f".{place.name}.lock")):
-        images = _kept(places, stamp, wanted)  # another process may have made it meanwhile
+        images = _kept(places, stamp, wanted)  # another process may have made it by now
         if images is None:
             images = _decode_source(source, listing, wanted)
             _write_array(place, stamp, images)

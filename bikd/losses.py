@@ -18,8 +18,8 @@ def _two_dims(**tensors: Tensor) -> None:
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
             raise ValueError(
-                f"{name} is a {type(t).__name__}; expected floating-point logits of shape "
-                "(B, C), one tensor, in training mode too."
+                f"{name} is a {type(t).__name__}; expected one tensor of floating-point logits of "
+                "shape (B, C), in training mode too."
             )
         if t.ndim != 2 or not t.is_floating_point():
             raise ValueError(
@@ -66,12 +66,12 @@ def _comparable(logits_s: Tensor, logits_t: Tensor) -> None:
         raise ValueError(
             f"student logits {tuple(logits_s.shape)} and teacher logits "
             f"{tuple(logits_t.shape)} differ in shape: "
-            "the same batch and the same classes are needed."
+            "use the same batch and the same classes for both."
         )
     if logits_s.dtype != logits_t.dtype:
         raise ValueError(
             f"student logits are {logits_s.dtype}, teacher logits {logits_t.dtype}: convert one "
-            "of them, or one loses digits unseen."
+            "of them, so that no precision is lost unnoticed."
         )
 
 # %% ../nbs/02_losses.ipynb #de8a5977

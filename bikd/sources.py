@@ -58,7 +58,7 @@ class Images(NamedTuple):
 
 # %% ../nbs/00b_sources.ipynb #b202c65f
 class Chosen:
-    "Some images of a set, used like `Images`; their pixels are copied when they are looked at."
+    "Some images of a set, used like `Images`; their pixels are copied on access."
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Chosen:
 def shape_of(
     images: Images | Chosen,
 ) -> tuple[int, int, int]:  # channels, height, width
-    "The shape of each image, without a look at its pixels."
+    "The shape of each image, without copying pixels."
     where = images.pool if isinstance(images, Chosen) else images
     _, channels, height, width = where.pixels.shape
     return channels, height, width
@@ -144,7 +144,7 @@ def _checked(path: Path, sha256: str, remedy: str = "remove it and fetch it agai
     if got != sha256:
         raise DataError(
             f"{path}: SHA-256 is {got[:12]}.., expected {sha256[:12]}..: the file is damaged "
-            f"or another one; {remedy}."
+            f"or not the expected one; {remedy}."
         )
     return raw
 
@@ -160,8 +160,8 @@ def data_home(
     path = Path(data_dir).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"data_dir={str(data_dir)!r} does not exist: name an existing folder, or leave it "
-            "out to use ~/.cache/bikd."
+            f"data_dir={str(data_dir)!r} does not exist: name an existing folder, or omit it "
+            "to use ~/.cache/bikd."
         )
     return path
 
@@ -207,7 +207,7 @@ def load_mnist5k(
 
 # %% ../nbs/00b_sources.ipynb #a59ef586
 def _train_and_test(factory: Callable, root: Path) -> list:
-    "torchvision's two data sets, from files that are there; `RuntimeError` if they are not whole."
+    "torchvision's two data sets, from local files; `RuntimeError` if they are incomplete."
     return [factory(root, train=train, download=False) for train in (True, False)]
 
 # %% ../nbs/00b_sources.ipynb #349e7188
@@ -228,22 +228,22 @@ def _fetched_once(factory: Callable, root: Path, fetch: Callable[[], None]) -> l
 def _torchvision(
     factory: Callable, root: Path, name: str, files: str, fetch: Callable[[], None]
 ) -> list:
-    "As `_fetched_once`; whatever fails ends as one `DataError` that says where to put `files`."
+    "As `_fetched_once`; any failure becomes one `DataError` that says where to put `files`."
     try:
         return _fetched_once(factory, root, fetch)
     except DataError:
         raise
-    # ValueError, EOFError: the files are there and hold no images
+    # ValueError, EOFError: the files exist but hold no images
     except (OSError, RuntimeError, ValueError, EOFError) as e:
         raise DataError(
-            f"dataset {name!r} is neither whole in {root} nor could it be downloaded "
+            f"dataset {name!r} is not complete in {root}, and could not be downloaded "
             f"({type(e).__name__}: {e}). "
             f"Put {files} into a folder and name that folder with data_dir."
         ) from e
 
 # %% ../nbs/00b_sources.ipynb #cf0f940e
 def _fetch_cifar(cls: Any, root: Path) -> None:
-    "The archive, downloaded unless it is there, compared with its checksum, unpacked."
+    "Download the archive unless it is there, compare its checksum, and unpack it."
     from torchvision.datasets.utils import download_url
 
     download_url(cls.url, root, cls.filename, cls.tgz_md5)
@@ -257,7 +257,7 @@ def load_cifar(
 ) -> tuple[Images, Images]:  # pool (50,000), test (10,000)
     """CIFAR through torchvision, 3×32×32, checksums included; see `data_home` for where it looks.
 
-    `DataError` if it is neither there nor can be fetched."""
+    `DataError` if it is not there and cannot be fetched."""
     from torchvision import datasets
 
     cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -291,7 +291,7 @@ def _read_idx(folder: Path, name: str) -> Tensor:
 
 # %% ../nbs/00b_sources.ipynb #cf76df7c
 def _fetch_fashion(root: Path) -> None:
-    "Let torchvision download the files beside the place where they are looked for, then move them."
+    "Let torchvision download the files into a separate folder, then move them into place."
     from torchvision.datasets import FashionMNIST
 
     new = root / ".fashion-mnist"
@@ -324,7 +324,7 @@ def load_fashion_mnist(
 ) -> tuple[Images, Images]:  # pool (60,000), test (10,000)
     """Fashion-MNIST from local IDX files, else through torchvision's download, 1×28×28.
 
-    `DataError` if the files are neither there nor can be fetched, or have other contents."""
+    `DataError` if the files are not there and cannot be fetched, or have other contents."""
     root = data_home(data_dir)
     kept = root / "FashionMNIST" / "raw"  # torchvision's place
     folder = next((f for f in (root, kept) if _has_fashion(f)), None)
@@ -346,7 +346,7 @@ _JPEG_PER_CLASS = {"test": 1000, "train": 5000}
 
 # %% ../nbs/00b_sources.ipynb #0ab29438
 def _cifar10_files() -> set[str]:
-    "The 60,000 paths that are expected."
+    "The 60,000 expected paths."
     return {
         f"{part}/{name}/{i:04}.jpg"
         for part, n in _JPEG_PER_CLASS.items()
@@ -356,7 +356,7 @@ def _cifar10_files() -> set[str]:
 
 # %% ../nbs/00b_sources.ipynb #ed5c9f2c
 def _check_cifar10_files(listing: Listing) -> None:
-    "`DataError` that names the first class or file that is missing or too many."
+    "`DataError` that names the first missing or unexpected class or file."
     if odd := sorted(set(listing.classes) ^ set(CIFAR10_CLASSES)):
         is_extra = odd[0] in listing.classes
         what = "is not one of CIFAR-10's ten classes" if is_extra else "is missing"
@@ -394,7 +394,7 @@ def load_cifar10_jpeg(
 ) -> tuple[Images, Images, dict[str, Any]]:
     """CIFAR-10 from JPEG files, 3×32×32.
 
-    `DataError` names a file that is missing, damaged or another one."""
+    `DataError` names a file that is missing, damaged or not the expected one."""
     images = open_images(
         _find_jpeg_source(data_dir),
         data_home(),
@@ -453,7 +453,7 @@ SOURCES = {s.name: s for s in (_MNIST5K, _FASHION_MNIST, _CIFAR10, _CIFAR10_JPEG
 def get_source(
     name: str,  # a key of `SOURCES`
 ) -> Source:
-    "The source of that name; `ValueError` lists the names there are."
+    "The source of that name; `ValueError` lists the known names."
     if name not in SOURCES:
-        raise ValueError(f"dataset={name!r} is unknown; there are: {', '.join(SOURCES)}.")
+        raise ValueError(f"dataset={name!r} is unknown; choose one of: {', '.join(SOURCES)}.")
     return SOURCES[name]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/03_weight_net.ipynb #3776523c
-_COLUMNS = {  # which columns of (CE_teacher, CE_student) the net looks at, in which order
+_COLUMNS = {  # columns of (CE_teacher, CE_student) that the net reads, in order
     "teacher,student": [0, 1],
     "student,teacher": [1, 0],
     "teacher": [0],
@@ -23,9 +23,11 @@ _OUTPUTS = ("sigmoid", "softmax")
 
 
 def _check_known(name: str, given: str, known: Iterable[str]) -> None:
-    "`ValueError` that lists what is known."
+    "`ValueError` that lists the known values."
     if given not in known:
-        raise ValueError(f"{name}={given!r} is unknown; there are: {', '.join(map(repr, known))}.")
+        raise ValueError(
+            f"{name}={given!r} is unknown; choose one of: {', '.join(map(repr, known))}."
+        )
 
 # %% ../nbs/03_weight_net.ipynb #a7fc8b7e
 class WeightNet(nn.Module):
@@ -37,14 +39,14 @@ class WeightNet(nn.Module):
     def __init__(
         self,
         hidden: tuple[int, ...] = (64, 64),  # widths of the Tanh layers, at least one
-        # which losses it looks at, in which order; callers always pass (teacher, student)
+        # the losses that it reads, in order; callers always pass (teacher, student)
         inputs: str = "teacher,student",
         outputs: str = "sigmoid",  # 'sigmoid': each in (0, 1); 'softmax': they sum to one
     ):
         super().__init__()
         if not hidden or any(h < 1 for h in hidden):
             raise ValueError(
-                f"hidden={hidden}: at least one layer of at least one unit, for example (64, 64)."
+                f"hidden={hidden}: give at least one layer of at least one unit, such as (64, 64)."
             )
         _check_known("inputs", inputs, _COLUMNS)
         _check_known("outputs", outputs, _OUTPUTS)

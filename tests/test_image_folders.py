@@ -236,17 +236,17 @@ def exchange_files(tree):
 
 DAMAGES = {
     remove_class: ["class folder 'cat' is missing"],
-    remove_class_of_train: ["test/cat: class 'cat' is in one of test, train only"],
+    remove_class_of_train: ["test/cat: class 'cat' is missing in another of the parts test, train"],
     remove_part: ["CIFAR-10-images/test is not a folder of images"],
     add_class: ["class folder 'eel' is not one of CIFAR-10's ten classes"],
     empty_class: ["train is not a folder of images", "classes cat"],
     remove_file: ["train/cat/0001.jpg is missing (and 0 more like it)"],
     add_file: ["train/cat/0004.jpg is not one of CIFAR-10's files"],
     rename_file: ["test/cat/0001.jpg is missing (and 1 more like it)"],
-    cut_file: ["train/cat/0002.jpg is truncated, damaged or no image"],
-    cut_header: ["train/cat/0002.jpg is truncated, damaged or no image"],
-    clear_file: ["train/cat/0002.jpg is truncated, damaged or no image"],
-    text_as_jpg: ["train/cat/0002.jpg is truncated, damaged or no image"],
+    cut_file: ["train/cat/0002.jpg is truncated, damaged or not an image"],
+    cut_header: ["train/cat/0002.jpg is truncated, damaged or not an image"],
+    clear_file: ["train/cat/0002.jpg is truncated, damaged or not an image"],
+    text_as_jpg: ["train/cat/0002.jpg is truncated, damaged or not an image"],
     png_as_jpg: ["train/cat/0002.jpg is a PNG file; expected JPEG"],
     other_size: ["train/cat/0002.jpg has 16×32 pixels; expected 32×32"],
     exchange_files: ["CIFAR-10-images: the files' contents have SHA-256", "Fetch them again"],
@@ -280,15 +280,19 @@ def test_a_file_that_cannot_be_read_is_named(place, tree):
 @pytest.mark.parametrize(
     "damage,kw,words",
     [
-        (remove_class_of_train, {}, "test/cat: class 'cat' is in one of test, train only"),
+        (
+            remove_class_of_train,
+            {},
+            "test/cat: class 'cat' is missing in another of the parts test, train",
+        ),
         (remove_part, {}, "test is not a folder of images, one folder per class"),
         (empty_class, {}, "classes cat"),
-        (cut_file, {}, "train/cat/0002.jpg is truncated, damaged or no image"),
+        (cut_file, {}, "train/cat/0002.jpg is truncated, damaged or not an image"),
         (png_as_jpg, {"kind": "JPEG"}, "train/cat/0002.jpg is a PNG file; expected JPEG"),
         (other_size, {}, "train/cat/0002.jpg has 16×32 pixels; expected 32×32"),
-        (exchange_files, {"contents": True}, "they are damaged or others"),
-        (remove_file, {"contents": True}, "they are damaged or others"),
-        (add_file, {"contents": True}, "they are damaged or others"),
+        (exchange_files, {"contents": True}, "they are damaged or not the expected ones"),
+        (remove_file, {"contents": True}, "they are damaged or not the expected ones"),
+        (add_file, {"contents": True}, "they are damaged or not the expected ones"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
@@ -342,7 +346,7 @@ def test_an_archive_with_a_link_or_a_path_that_leaves_it_is_not_unpacked(place, 
         entry.type, entry.linkname = kind, "/etc/passwd"
         tar.addfile(entry)
     with refused(
-        place, f"{archive} is not unpacked: {name!r} in it is a link, a device or outside"
+        place, f"{archive} was not unpacked: its member {name!r} is a link, a device or outside"
     ):
         load_cifar10_jpeg(archive)
     assert not list(Path("/tmp").glob("bikd-out*"))

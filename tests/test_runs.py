@@ -104,8 +104,8 @@ def small_disk(path, size):
         subprocess.run(["umount", str(path)])
 
 
-FULL = "No space left on device. What was finished before is whole. Make room"
-READ_ONLY = "Read-only file system. What was finished before is whole. Make it writable"
+FULL = "No space left on device. Files finished before are intact. Make room"
+READ_ONLY = "Read-only file system. Files finished before are intact. Make it writable"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_folder_that_is_removed_meanwhile_is_said(tmp_path):
     shutil.rmtree(tmp_path / teacher.run_id, ignore_errors=True)
     words = (
         "checkpoint.pt could not be written: No such file or directory. "
-        "What was finished before is whole. Its folder was removed meanwhile"
+        "Files finished before are intact. Its folder was removed during the run"
     )
     assert words in finish(p, code=1).splitlines()[-1]
 

@@ -165,7 +165,7 @@ def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(
         entry.type, entry.linkname = kind, "../../out"
         tar.addfile(entry)
     monkeypatch.setattr(cls, "tgz_md5", md5(archive))  # the checksum is right
-    words = f"is not unpacked: '{name}' in it is a link, a device or outside"
+    words = f"was not unpacked: its member '{name}' is a link, a device or outside"
     with pytest.raises(sources.DataError, match=words):
         load_cifar("cifar10", home)
     left = {p.name for p in tmp_path.rglob("*")}
@@ -202,7 +202,7 @@ def test_fashion_is_read_flat_or_as_torchvision_keeps_it(where, zipped, tmp_path
     with pytest.raises(sources.DataError, match="train-images.*damaged"):
         load_fashion_mnist(tmp_path / "home")
     path.write_bytes(gzip.compress(b"other") if zipped else b"other")
-    with pytest.raises(sources.DataError, match="damaged or another one"):
+    with pytest.raises(sources.DataError, match="damaged or not the expected one"):
         load_fashion_mnist(tmp_path / "home")
 
 
