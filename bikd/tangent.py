@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BILINEAR', 'Dual', 'BREAK_EVEN', 'PlainRecurrence', 'plain_kernels', 'Tape', 'is_dual', 'Push', 'Known',
-           'worth_compiling', 'autocast', 'CompiledPush', 'compile_push']
+           'worth_compiling', 'autocast', 'in_full', 'CompiledPush', 'first_line', 'compile_push']
 
 # %% ../nbs/03a_tangent.ipynb #08bbfda2
 import random
@@ -281,6 +281,18 @@ def autocast(
     "A context in which convolutions and products are computed in `low`."
     return nullcontext() if low is None else torch.autocast(x.device.type, low)
 
+
+def in_full(
+    logits: Tensor,  # `(B, C)`, of any dtype
+    net: nn.Module,  # they are from
+    low: torch.dtype | None = None,  # what `autocast` was given
+) -> Tensor:  # logits `(B, C)`; float32 if `low` is given
+    "Logits in the dtype of the net's first parameter, if they have fewer bits."
+    if low:
+        return logits.float()
+    full = next(net.parameters(), logits).dtype
+    return logits.to(full) if logits.dtype.itemsize < full.itemsize else logits
+
 # %% ../nbs/03a_tangent.ipynb #3701508d
 def _plain_push(
     student: nn.Module, names: Sequence[str], tape: Tape, low: torch.dtype | None
@@ -383,7 +395,9 @@ class CompiledPush:
         return fwAD.make_dual(*self.run(*given))
 
 # %% ../nbs/03a_tangent.ipynb #86802dbc
-def _first_line(e: Exception) -> str:
+def first_line(
+    e: Exception,
+) -> str:
     "The first line of an error's message, at most 200 characters."
     text = str(e).strip()
     return text.splitlines()[0][:200] if text else ""
@@ -402,7 +416,7 @@ def compile_push(
         return CompiledPush(student, theta, x, tape, low, buffers)
     except Exception as e:
         warnings.warn(
-            f"the forward-mode pass is not compiled ({type(e).__name__}: {_first_line(e)}); "
+            f"the forward-mode pass is not compiled ({type(e).__name__}: {first_line(e)}); "
             "it runs uncompiled.",
             stacklevel=2,
         )
