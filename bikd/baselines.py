@@ -336,7 +336,7 @@ class LTKD(Distillation):
     Cross-group and within-group parts of KD, rebalanced."""
 
     name = "ltkd"
-    row = TableRow("LTKD", "#DDCC77", "controls", 5)
+    row = TableRow("LTKD", "#999933", "controls", 5)
     terms = ("hard", "cross", "within")
     needs = frozenset({"groups"})
     cross_weight: float = Field(1.0, ge=0)  # α

@@ -94,17 +94,19 @@ def _flush_folder(folder: Path) -> None:
 # %% ../nbs/00_basics.ipynb #ab0573b7
 def atomic_write(
     path: str | os.PathLike,  # the file; its folder exists
-    data: bytes | str,  # all of its contents; text becomes UTF-8
+    # all of its contents, or these in pieces; text becomes UTF-8
+    data: bytes | str | list[bytes | memoryview],
 ) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     Raises `StorageError` if the system refuses any of these."""
     path = Path(path)
+    pieces = data if isinstance(data, list) else [data.encode() if isinstance(data, str) else data]
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with said_plainly(path):
         try:
             with open(tmp, "wb") as f:
-                f.write(data.encode() if isinstance(data, str) else data)
+                f.writelines(pieces)
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(tmp, path)

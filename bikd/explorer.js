@@ -90,6 +90,15 @@ function write(g, text, x, y, align) {
   g.fillText(text, x, y);
 }
 
+// Words one after the other, each in its colour: [word, style].
+function writeInColours(g, words, x, y) {
+  for (const [word, style] of words) {
+    g.fillStyle = style;
+    write(g, word, x, y, 'left');
+    x += g.measureText(word).width;
+  }
+}
+
 
 // --- The map --------------------------------------------------------------------------------
 
@@ -259,8 +268,8 @@ function drawProbabilities(g, detail) {
     g.fillStyle = style;
     g.fillRect(x, SAMPLE.bottom - HEIGHT * p, 0.4 * step, HEIGHT * p);
   };
-  g.fillStyle = INK;
-  write(g, 'p: teacher, student', BARS.x, SAMPLE.text, 'left');
+  const key = [['p: ', INK], ['■ teacher  ', BLACK], ['■ student', ORANGE]];
+  writeInColours(g, key, BARS.x, SAMPLE.text);
   for (let c = 0; c < classes; c++) {
     const x = BARS.x + c * step;
     bar(x, detail.p_teacher[c], BLACK);

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'WALK', 'SUM', 'TRAIN_LOSS', 'VIRTUAL_STEP', 'FRAMEWORK_NODES', 'HYPERGRADIENT', 'FRAMEWORK_EDGES',
-           'VERDICTS', 'FIGURE3_CLAIMS', 'Node', 'Edge', 'draw_box', 'draw_arrow', 'draw_label', 'draw_diagram',
-           'symbol', 'walk_nodes', 'walk_edges', 'phi_nodes', 'online_edges', 'accumulated_edges', 'draw_strategy',
-           'figure1', 'figure2', 'sample_table', 'setting_label', 'draw_weighted_samples', 'draw_density',
-           'draw_loss_axes', 'figure3', 'claim', 'head_and_tail', 'figure3_values', 'figure3_claims', 'confusion_pct',
-           'inner_steps', 'draw_confusion', 'draw_inner_steps', 'figure4', 'accuracy_on', 'claims_on_k',
-           'figure4_claims', 'per_class', 'plot_accuracy_by_count', 'pooled', 'reliability', 'draw_reliability',
-           'plot_reliability', 'group_weights', 'draw_weight_map', 'draw_group_weights', 'plot_weights_over_training',
-           'surfaces_over_training', 'draw_surface', 'plot_surfaces', 'stuck_weights', 'last_weights', 'still_phi',
-           'faded_gradients', 'alarms']
+           'CLASS_NAMES', 'GREYS', 'VERDICTS', 'FIGURE3_CLAIMS', 'ACCURACY_PANELS', 'AREA', 'LOOKS', 'GROUP_LABELS',
+           'Node', 'Edge', 'draw_box', 'draw_arrow', 'on_arrow', 'side_of', 'draw_label', 'draw_diagram', 'symbol',
+           'walk_nodes', 'walk_edges', 'phi_nodes', 'online_edges', 'accumulated_edges', 'draw_strategy', 'figure1',
+           'figure2', 'nets_label', 'seeds_label', 'setting_label', 'write_note', 'write_key', 'class_labels',
+           'sample_table', 'Plane', 'draw_hexagons', 'draw_loss_axes', 'figure3', 'claim', 'head_and_tail',
+           'figure3_values', 'figure3_claims', 'confusion_pct', 'inner_steps', 'write_cells', 'draw_confusion',
+           'draw_inner_steps', 'draw_confusions', 'draw_k_panel', 'figure4', 'accuracy_on', 'claims_on_k',
+           'figure4_claims', 'accuracies', 'face_of', 'draw_interval', 'interval_key', 'plot_accuracies', 'panel_title',
+           'line_of', 'label_axes', 'per_class', 'count_key', 'draw_accuracy_by_count', 'plot_accuracy_by_count',
+           'pooled', 'reliability', 'write_ece', 'draw_reliability', 'share_key', 'plot_reliability', 'group_weights',
+           'draw_weight_map', 'darker', 'draw_group_weights', 'plot_weights_over_training', 'surfaces_over_training',
+           'draw_surface', 'plot_surfaces', 'stuck_weights', 'last_weights', 'still_phi', 'faded_gradients', 'alarms']
 
 # %% ../nbs/14_figures.ipynb #0d46006d
 import math
@@ -27,19 +30,23 @@ from torch import Tensor
 
 from .baselines import thirds
 from .basics import needs_extra
-from .report import TEXT_WIDTH, colour, label_of, paper_style
+from .methods import get_method
+from .report import TEXT_WIDTH, colour, dataset_label, label_of, paper_style
 from .runs import Run, shot_groups
 from .select import by_method, of_all_classes
+from .sources import CIFAR10_CLASSES
 from .table import interval
-from .weight_net import weight_surface
 
 with needs_extra("bikd.figures"):
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
-    from matplotlib.collections import PathCollection, PolyCollection
-    from matplotlib.colors import LogNorm
+    from matplotlib.collections import PolyCollection, QuadMesh
+    from matplotlib.colors import ListedColormap, LogNorm, to_rgb
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
     from matplotlib.image import AxesImage
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
     from matplotlib.text import Text
 
 # %% ../nbs/14_figures.ipynb #b2ce1d65
@@ -73,8 +80,7 @@ class Edge(NamedTuple):
     gradient: bool = False  # it carries a gradient
     bend: float = 0.0  # curvature, see matplotlib's `arc3`
     at: float = 0.5  # where the label is: 0 at `a`, 1 at `b`
-    dx: float = 0.0  # the label's shift from there
-    dy: float = 0.0
+    side: int = 1  # 1: the label is on the left of the arrow's direction; -1: on the right
 
     @property
     def ink(self) -> str:
@@ -112,6 +118,27 @@ def draw_arrow(
     boxes = dict(patchA=start.get_bbox_patch(), patchB=end.get_bbox_patch(), shrinkA=1, shrinkB=1)
     ax.annotate("", end.get_position(), start.get_position(), arrowprops=look | boxes)
 
+# %% ../nbs/14_figures.ipynb #1e7b9d2b
+def on_arrow(
+    start: np.ndarray,  # (2,)
+    end: np.ndarray,  # (2,)
+    bend: float,  # as in `Edge`
+    at: float,  # 0 at the start, 1 at the end
+) -> tuple[np.ndarray, np.ndarray]:  # the point (2,), and the direction to its left (2,), length 1
+    "A point of an arrow."
+    dx, dy = end - start
+    control = (start + end) / 2 + bend * np.array([dy, -dx])
+    point = (1 - at) ** 2 * start + 2 * at * (1 - at) * control + at**2 * end
+    tx, ty = 2 * (1 - at) * (control - start) + 2 * at * (end - control)
+    return point, np.array([-ty, tx]) / math.hypot(tx, ty)
+
+# %% ../nbs/14_figures.ipynb #82ea4902
+def side_of(
+    part: float,  # of a direction of length 1, along an axis
+) -> int:  # -1, 0 or 1
+    "Whether a direction points along an axis, against it, or neither."
+    return int(np.sign(part)) if abs(part) > 0.3 else 0
+
 # %% ../nbs/14_figures.ipynb #89896328
 def draw_label(
     ax: Axes,
@@ -119,16 +146,19 @@ def draw_label(
     start: Node,  # the node it leaves
     end: Node,  # the node it points to
 ) -> None:
-    "The label of an arrow."
-    ax.text(
-        start.x + edge.at * (end.x - start.x) + edge.dx,
-        start.y + edge.at * (end.y - start.y) + edge.dy,
+    "The label of an arrow, three points beside it."
+    ends = ax.transData.transform([start[:2], end[:2]])
+    point, left = on_arrow(*ends, edge.bend, edge.at)
+    x, y = away = edge.side * left
+    ax.annotate(
         edge.label,
-        ha="center",
-        va="center",
+        ax.transData.inverted().transform(point),
+        3 * away,
+        textcoords="offset points",
+        ha=("right", "center", "left")[side_of(x) + 1],
+        va=("top", "center", "bottom")[side_of(y) + 1],
         color=edge.ink,
         fontsize=6,
-        bbox=dict(boxstyle="round,pad=.1", fc="white", ec="none", alpha=0.85),
     )
 
 # %% ../nbs/14_figures.ipynb #31bc511e
@@ -172,7 +202,7 @@ def walk_edges() -> list[Edge]:
     "The student's moves, and its virtual ones."
     edges = []
     for i in range(3):
-        edges.append(Edge(f"s{i}", f"s{i + 1}", "Eq. 3"))
+        edges.append(Edge(f"s{i}", f"s{i + 1}", "Eq. 3", at=0.42))
         edges.append(Edge(f"s{i}", f"v{i}"))
         edges.append(Edge(f"v{i}", f"l{i}"))
     return edges
@@ -193,8 +223,9 @@ def online_edges() -> list[Edge]:
     edges = []
     for i in range(3):
         edges.append(Edge(f"p{i}", f"p{i + 1}", phi=True))
+        gradient = r"$\nabla_\phi$"
         edges.append(
-            Edge(f"l{i}", f"p{i + 1}", r"$\nabla_\phi$", phi=True, gradient=True, at=0.28, dx=0.1)
+            Edge(f"l{i}", f"p{i + 1}", gradient, phi=True, gradient=True, at=0.28, side=-1)
         )
     return edges
 
@@ -208,7 +239,7 @@ def accumulated_edges() -> list[Edge]:
     "φ moves once, by the sum of three hypergradients."
     stay = [Edge(f"p{i}", f"p{i + 1}", "=" if i < 2 else "", phi=True) for i in range(3)]
     add = [Edge(f"l{i}", "sum", phi=True, gradient=True) for i in range(3)]
-    move = Edge("sum", "p3", "Eq. 5", phi=True, gradient=True, bend=-0.28, at=0.55, dx=-0.37)
+    move = Edge("sum", "p3", "Eq. 5", phi=True, gradient=True, bend=-0.28, at=0.4, side=-1)
     return [*stay, *add, move]
 
 # %% ../nbs/14_figures.ipynb #7718a18e
@@ -228,8 +259,8 @@ def draw_strategy(
 # %% ../nbs/14_figures.ipynb #04525559
 def figure1() -> Figure:
     "Online optimization (k = 1) and accumulated hypergradients (k = 3), Eqs. 3-5."
-    online = "online: φ moves in every step"
-    kept = "accumulated, here k = 3: φ moves once, by what three one-step graphs gave"
+    online = r"online: $\phi$ moves in every step"
+    kept = r"accumulated, here $k = 3$: $\phi$ moves once, by the sum of three hypergradients"
     with paper_style():
         fig, axs = plt.subplots(2, 1, figsize=(TEXT_WIDTH, 3.5), height_ratios=(3.6, 4.8))
         draw_strategy(axs[0], online, -0.4, phi_nodes([0, 1, 2, 3]), online_edges())
@@ -246,21 +277,21 @@ TRAIN_LOSS = (
 VIRTUAL_STEP = r"$\theta'(\phi)=\theta'-\eta\nabla_\theta\mathcal{L}_{\mathrm{train}}$"
 
 FRAMEWORK_NODES = dict(
-    train=Node(0.8, 3.4, "$\\mathcal{D}_{\\mathrm{train}}$\nlong-tailed", "data"),
-    teacher=Node(2.9, 4.2, "teacher $T$\nfrozen", "teacher"),
-    virtual=Node(2.9, 2.3, "virtual student $\\theta'$\ncopy of $\\theta^{(t)}$", "virtual"),
-    student=Node(0.8, 0.6, "student\n$\\theta^{(t)}$", "student"),
+    train=Node(0.7, 3.4, "$\\mathcal{D}_{\\mathrm{train}}$\nlong-tailed", "data"),
+    teacher=Node(2.7, 4.4, "teacher $T$\nfrozen", "teacher"),
+    virtual=Node(2.7, 2.2, "virtual student $\\theta'$\ncopy of $\\theta^{(t)}$", "virtual"),
+    student=Node(0.7, 0.6, "student\n$\\theta^{(t)}$", "student"),
     real=Node(4.1, 0.6, "$\\theta^{(t+1)}$: a step with\n$w$ of the new $\\phi$", "student"),
-    phi=Node(6.3, 4.4, r"$f_\phi$ weight net", "phi"),
-    loss=Node(6.3, 3.1, TRAIN_LOSS, "loss"),
-    moved=Node(6.3, 1.8, VIRTUAL_STEP, "virtual"),
-    judge=Node(9.2, 1.8, r"$\mathcal{L}_{\mathrm{val}}$", "loss"),
-    val=Node(9.2, 0.6, "$\\mathcal{D}_{\\mathrm{val}}$\nbalanced", "data"),
-    grad=Node(9.2, 4.4, "$\\nabla_\\phi$\nsum over $k$", "phi"),
+    phi=Node(6.4, 4.6, r"$f_\phi$ weight net", "phi"),
+    loss=Node(6.4, 3.2, TRAIN_LOSS, "loss"),
+    moved=Node(6.4, 1.7, VIRTUAL_STEP, "virtual"),
+    judge=Node(9.35, 1.7, r"$\mathcal{L}_{\mathrm{val}}$", "loss"),
+    val=Node(9.35, 0.6, "$\\mathcal{D}_{\\mathrm{val}}$\nbalanced", "data"),
+    grad=Node(9.35, 4.5, "$\\nabla_\\phi$\nsum over $k$", "phi"),
 )
 
 # %% ../nbs/14_figures.ipynb #741cb7ac
-HYPERGRADIENT = r"⑥ $\nabla_\phi\mathcal{L}_{\mathrm{val}}(\theta'(\phi))$"
+HYPERGRADIENT = "⑥ $\\nabla_\\phi\\mathcal{L}_{\\mathrm{val}}$\n$(\\theta'(\\phi))$"
 
 FRAMEWORK_EDGES = [
     Edge("student", "virtual", "①"),
@@ -268,15 +299,15 @@ FRAMEWORK_EDGES = [
     Edge("train", "teacher", "②"),
     Edge("train", "virtual", "②"),
     Edge("teacher", "phi", "② CE$_T$"),
-    Edge("virtual", "phi", "② CE$_S$", at=0.72),
-    Edge("teacher", "loss", "③", at=0.3),
-    Edge("virtual", "loss", "③", at=0.42),
+    Edge("virtual", "phi", "② CE$_S$", at=0.3),
+    Edge("teacher", "loss", "③", at=0.22, side=-1),
+    Edge("virtual", "loss", "③", at=0.45, side=-1),
     Edge("loss", "moved", "④", gradient=True),
-    Edge("virtual", "moved", "④", at=0.44),
+    Edge("virtual", "moved", "④", at=0.4, side=-1),
     Edge("moved", "judge", "⑤"),
     Edge("val", "judge", "⑤"),
-    Edge("judge", "grad", HYPERGRADIENT, phi=True, gradient=True, dx=-0.1),
-    Edge("grad", "phi", "every $k$\nbatches", phi=True),
+    Edge("judge", "grad", HYPERGRADIENT, phi=True, gradient=True),
+    Edge("grad", "phi", "every $k$\nbatches", phi=True, side=-1),
     Edge("student", "real", "then"),
 ]
 
@@ -284,10 +315,86 @@ FRAMEWORK_EDGES = [
 def figure2() -> Figure:
     "The framework: six steps from a training batch to a hypergradient, and the real step after."
     with paper_style():
-        fig, ax = plt.subplots(figsize=(TEXT_WIDTH, 2.6))
-        ax.set(xlim=(0.1, 10), ylim=(0.2, 4.8))
+        fig, ax = plt.subplots(figsize=(TEXT_WIDTH, 2.7))
+        ax.set(xlim=(0.1, 10), ylim=(0.2, 4.9))
         draw_diagram(ax, FRAMEWORK_NODES, FRAMEWORK_EDGES)
     return fig
+
+# %% ../nbs/14_figures.ipynb #24083802
+def nets_label(
+    runs: Iterable[Run],  # finished
+) -> str:  # 'teacher's net → student's net'
+    "The nets of some runs; of those without a teacher their own."
+    runs = list(runs)
+    teachers = {t.config.net for r in runs for t in r.teachers}
+    students = {r.config.net for r in runs if not get_method(r.config.method).trains_teacher_net}
+    sides = [", ".join(sorted(nets)) for nets in (teachers, students) if nets]
+    return " → ".join(sides) or ", ".join(sorted({r.config.net for r in runs}))
+
+
+def seeds_label(
+    runs: Iterable[Run],  # finished
+) -> str:  # 'seed 0', '3 seeds' or '1 to 3 seeds'
+    "The seed, or how many of them each method has."
+    runs = list(runs)
+    if len(runs) == 1:
+        return f"seed {runs[0].config.seed}"
+    groups = by_method(runs).values()
+    counts = sorted({len({r.config.seed for r in rs}) for rs in groups})
+    reach = f"{counts[0]} to " if len(counts) > 1 else ""
+    return f"{reach}{counts[-1]} {'seed' if counts[-1] == 1 else 'seeds'}"
+
+# %% ../nbs/14_figures.ipynb #a3fbe27c
+def setting_label(
+    runs: Iterable[Run],  # finished, of one data set and ρ
+) -> str:
+    "What a figure was drawn from, in one line."
+    runs = list(runs)
+    c = runs[0].config
+    setting = f"{dataset_label(c.dataset)}, ρ = {c.rho:g}, {nets_label(runs)}"
+    return f"{setting}, {c.protocol.epochs} epochs, {seeds_label(runs)}"
+
+
+def write_note(
+    fig: Figure,
+    *lines: str,
+) -> None:
+    "Lines in grey above a figure."
+    fig.suptitle("\n".join(lines), fontsize=6, color="#555555", linespacing=1.4)
+
+
+def write_key(
+    fig: Figure,
+    handles: Sequence[Any],  # artists with a label
+) -> None:
+    "The key to a figure's signs, below it."
+    fig.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=6,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
+
+# %% ../nbs/14_figures.ipynb #65915751
+CLASS_NAMES: dict[str, Sequence[str]] = dict(
+    fashion_mnist=(
+        *("T-shirt", "trousers", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
+    cifar10=CIFAR10_CLASSES,
+    cifar10_jpeg=CIFAR10_CLASSES,
+)
+
+
+def class_labels(
+    dataset: str,
+    n_classes: int,
+) -> list[str]:
+    "A class's name and number, or its number alone."
+    names = CLASS_NAMES.get(dataset, [""] * n_classes)
+    return [f"{name} {c}".strip() for c, name in enumerate(names)]
 
 # %% ../nbs/14_figures.ipynb #d3b8f0c7
 def sample_table(
@@ -299,81 +406,84 @@ def sample_table(
     measured = {c: s[c] for c in ("ce_teacher", "ce_student", "w_hard", "w_soft")}
     return pd.DataFrame({"class": s["labels"], "n": n} | measured).rename_axis("image")
 
-
-def setting_label(r: Run) -> str:
-    "What a figure was drawn from, in one line."
-    c = r.config
-    return f"{c.dataset}, ρ = {c.rho:g}, {c.net}, {c.protocol.epochs} epochs"
-
 # %% ../nbs/14_figures.ipynb #89ab9d0f
-def draw_weighted_samples(
-    ax: Axes,
-    x: pd.Series,  # teacher's cross-entropy of each image, nats
-    y: pd.Series,  # student's
-    w: pd.Series,  # its weight
-    limits: tuple[float, float],  # smallest and largest weight of the colour scale
-) -> PathCollection:
-    "A dot per image, coloured by its weight."
-    low, high = limits
-    return ax.scatter(x, y, c=w, vmin=low, vmax=high, s=3, lw=0, rasterized=True)
+class Plane(NamedTuple):
+    "The plane of teacher's and student's cross-entropy."
+
+    x: pd.Series  # teacher's cross-entropy of each image, nats
+    y: pd.Series  # student's
+    least: float  # where both axes begin, nats
+    most: float  # where they end
+
+    @classmethod
+    def of(
+        cls,
+        t: pd.DataFrame,  # as `sample_table` gives it
+        least: float,  # where the axes begin, nats
+    ) -> "Plane":
+        "The images of a run."
+        x, y = (t[c].clip(lower=least) for c in ("ce_teacher", "ce_student"))
+        return cls(x, y, least, 1.5 * max(x.max(), y.max()))
 
 # %% ../nbs/14_figures.ipynb #a3647b6b
-def draw_density(
+GREYS = ListedColormap(plt.get_cmap("Greys")(np.linspace(0.3, 1, 256)))  # one image is seen too
+
+
+def draw_hexagons(
     ax: Axes,
-    x: pd.Series,  # teacher's cross-entropy of each image, nats
-    y: pd.Series,  # student's
-    limits: tuple[float, float],  # of both axes, nats
+    plane: Plane,
+    weights: pd.Series | None = None,  # of the images, for their means; None: images are counted
+    **colours: Any,  # see matplotlib's `hexbin`
 ) -> PolyCollection:
-    "How many images lie in each of many hexagons, on logarithmic axes."
-    return ax.hexbin(
-        x,
-        y,
-        gridsize=28,
-        norm=LogNorm(vmin=0.4),
-        xscale="log",
-        yscale="log",
-        extent=(*np.log10(limits), *np.log10(limits)),
-        cmap="Greys",
-        mincnt=1,
-        lw=0.1,
-    )
+    "The images of each hexagon, on logarithmic axes."
+    extent = np.log10([plane.least, plane.most] * 2)
+    grid: dict[str, Any] = dict(gridsize=28, xscale="log", yscale="log", extent=tuple(extent))
+    return ax.hexbin(plane.x, plane.y, C=weights, mincnt=1, lw=0.1, **grid, **colours)
 
 # %% ../nbs/14_figures.ipynb #bd4c7dbf
 def draw_loss_axes(
     ax: Axes,
-    limits: tuple[float, float],  # of both axes, nats
+    least: float,  # where both axes begin, nats
+    most: float,  # where they end
 ) -> None:
-    "Logarithmic axes of teacher's and student's cross-entropy, and the line on which they agree."
-    least, most = limits
-    ax.plot(limits, limits, c="#BBBBBB", lw=0.6, zorder=0)
-    shown = (least * 0.8, most)
+    "Logarithmic axes of teacher's and student's CE, and the line on which they agree."
+    ax.plot([least, most], [least, most], c="#999999", lw=0.6, zorder=0)
+    shown = (least * 0.7, most)
     ax.set(xscale="log", yscale="log", xlim=shown, ylim=shown, xlabel="teacher CE (nats)")
+    decades = np.arange(math.floor(math.log10(least)), math.ceil(math.log10(most)))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(10.0 ** decades[::2])
+        axis.set_ticks(10.0 ** decades[1::2], minor=True)
+        axis.set_minor_formatter("")
 
 # %% ../nbs/14_figures.ipynb #e8bc5999
 def figure3(
     r: Run,  # a finished BiKD run
-    least: float = 1e-4,  # where the axes begin, nats
+    least: float = 1e-6,  # where the axes begin, nats
 ) -> Figure:
-    "(a) images by teacher's and student's CE, coloured by hard and soft weight; (b) their density."
+    "Images by teacher's and student's CE: (a) hard and (b) soft weight, (c) how many they are."
     t = sample_table(r)
-    x, y = (t[c].clip(lower=least) for c in ("ce_teacher", "ce_student"))
-    limits = least, 1.5 * max(x.max(), y.max())
+    plane = Plane.of(t, least)
     weights = t[["w_hard", "w_soft"]]
-    colours = weights.min().min(), weights.max().max()
+    scale = dict(vmin=weights.min().min(), vmax=weights.max().max())
     with paper_style():
-        fig, axs = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 1.75), sharex=True, sharey=True)
-        for ax, name in zip(axs[:2], ("hard", "soft"), strict=True):
-            dots = draw_weighted_samples(ax, x, y, t[f"w_{name}"], colours)
-            ax.set_title(f"(a) $w^{{\\mathrm{{{name}}}}}$")
-        fig.colorbar(dots, ax=axs[:2], label="weight", pad=0.02, aspect=25)
-        cells = draw_density(axs[2], x, y, limits)
+        fig, axs = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.0), sharex=True, sharey=True)
+        for ax, letter, name in zip(axs[:2], "ab", ("hard", "soft"), strict=True):
+            dots = draw_hexagons(ax, plane, t[f"w_{name}"], **scale)
+            ax.set_title(f"({letter}) mean $w^{{\\mathrm{{{name}}}}}$")
+        fig.colorbar(dots, ax=axs[:2], label="mean weight", pad=0.02, aspect=25)
+        cells = draw_hexagons(axs[2], plane, norm=LogNorm(vmin=1), cmap=GREYS)
         fig.colorbar(cells, ax=axs[2], label="images", pad=0.04, aspect=25)
-        axs[2].set_title("(b) density")
+        axs[2].set_title("(c) how many")
         for ax in axs:
-            draw_loss_axes(ax, limits)
+            draw_loss_axes(ax, plane.least, plane.most)
         axs[0].set_ylabel("student CE (nats)")
-        about = f"{setting_label(r)}, seed {r.config.seed}: {len(t)} training images"
-        fig.suptitle(about, fontsize=6, color="#666666")
+        key = (
+            "CE: cross-entropy of a training image; on the grey line teacher's and student's agree"
+        )
+        floor = f"$10^{{{math.log10(least):.3g}}}$"
+        edge = f"{len(t):,} images; those with a CE below {floor} are drawn there"
+        write_note(fig, f"BiKD: {setting_label([r])}", key, edge)
     return fig
 
 # %% ../nbs/14_figures.ipynb #546e6e16
@@ -483,24 +593,34 @@ def inner_steps(
     return table.sort_values(["k", "seed"], ignore_index=True)
 
 # %% ../nbs/14_figures.ipynb #0fd27d98
+def write_cells(
+    ax: Axes,
+    m: pd.DataFrame,  # as `confusion_pct` gives it
+    least: float = 10.0,  # percent: smaller cells are left out, but for the diagonal
+) -> None:
+    "The percentages of a confusion matrix in its cells."
+    for row, col in np.ndindex(m.shape):
+        value = m.iloc[row, col]
+        if value >= least or row == col:
+            ink = "black" if value > 60 else "white"
+            ax.text(col, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=ink)
+
+
 def draw_confusion(
     ax: Axes,
     m: pd.DataFrame,  # as `confusion_pct` gives it
+    labels: Sequence[str],  # of the true classes
 ) -> AxesImage:
-    "A confusion matrix on the scale of 0 to 100 %; up to 20 classes with the diagonal in figures."
+    "A confusion matrix on the scale of 0 to 100 %; up to 20 classes with its large cells written."
     C = len(m)
     image = ax.imshow(m, vmin=0, vmax=100)
-    if C > 20:
-        ax.set_yticks(ax.get_xticks())
-        ax.set_xticks(ax.get_xticks())
-        ax.set(xlim=(-0.5, C - 0.5), ylim=(C - 0.5, -0.5))
-        return image
-    ax.set_yticks(range(0, C, 3))
-    ax.set_xticks(range(0, C, 3))
-    for c in range(C):
-        value = m.iloc[c, c]
-        ink = "black" if value > 60 else "white"
-        ax.text(c, c, f"{value:.0f}", ha="center", va="center", fontsize=4.5, color=ink)
+    every = range(0, C, 1 if C <= 20 else C // 5)
+    ax.set_xticks(every)
+    ax.set_yticks(every, [labels[c] for c in every])
+    ax.tick_params(length=2, labelsize=6)
+    ax.set(xlabel="predicted class")
+    if C <= 20:
+        write_cells(ax, m)
     return image
 
 # %% ../nbs/14_figures.ipynb #1e86d738
@@ -508,32 +628,66 @@ def draw_inner_steps(
     ax: Axes,
     table: pd.DataFrame,  # as `inner_steps` gives it
 ) -> None:
-    "Into axes: mean accuracy by k, a dot per seed."
+    "Into axes: mean accuracy by k, a dot per seed, and the key to both."
     ks = sorted(table.k.unique())
     at = table.k.map(ks.index)
-    ax.plot(range(len(ks)), table.groupby("k").accuracy.mean(), c=colour("bikd"))
-    ax.plot(at, table.accuracy, ".", c=colour("bikd"), alpha=0.5)
-    ax.set(xlabel="k", ylabel="test accuracy (%)", xticks=range(len(ks)), xticklabels=ks)
+    n = table.groupby("k").seed.nunique().max()
+    mean = table.groupby("k").accuracy.mean()
+    ax.plot(range(len(ks)), mean, c=colour("bikd"), label=f"mean of {n} seeds")
+    ax.plot(at, table.accuracy, ".", c=colour("bikd"), ms=4, alpha=0.5, lw=0, label="one seed")
+    ax.set(xlabel=r"$k$: batches between two moves of $\phi$", ylabel="test accuracy (%)")
+    ax.set_xticks(range(len(ks)), ks)
+    ax.margins(y=0.12)
 
 # %% ../nbs/14_figures.ipynb #cf9b2b97
+def draw_confusions(
+    axs: Sequence[Axes],  # two
+    kd: Sequence[Run],  # finished, of one setting
+    bikd: Sequence[Run],  # likewise
+) -> None:
+    "KD's and BiKD's confusion matrices on one colour scale."
+    for ax, letter, runs in zip(axs, "ab", (kd, bikd), strict=True):
+        m = confusion_pct(runs)
+        names = class_labels(runs[0].config.dataset if letter == "a" else "", len(m))
+        image = draw_confusion(ax, m, names)
+        ax.set_title(f"({letter}) {label_of(runs[0].config.method)}")
+    axs[0].set_ylabel("true class")
+    bar = dict(location="bottom", label="% of the true class", pad=0.02, shrink=0.5, aspect=35)
+    axs[0].figure.colorbar(image, ax=axs, **bar)
+
+# %% ../nbs/14_figures.ipynb #7ad9e6f2
+def draw_k_panel(
+    fig: Figure,
+    places: Sequence[SubplotSpec],  # of the plot, and of its key
+    by_k: pd.DataFrame,  # as `inner_steps` gives it
+    setting: str,  # what it was measured on
+) -> None:
+    "Panel (c) and its key."
+    plot, key = (fig.add_subplot(place) for place in places)
+    draw_inner_steps(plot, by_k)
+    plot.set_title("(c) BiKD by $k$")
+    key.axis("off")
+    parts = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in setting.split(", "))
+    title = textwrap.fill(parts, 26)
+    key.legend(*plot.get_legend_handles_labels(), loc="center left", title=title)
+
+
 def figure4(
     kd: Sequence[Run],  # finished, of one setting
     bikd: Sequence[Run],  # likewise
-    by_k: pd.DataFrame,  # as `inner_steps` gives it
+    by_k: pd.DataFrame,  # as `inner_steps` gives it; empty: (c) is left out
     k_setting: str = "",  # what it was measured on
 ) -> Figure:
-    "(a) confusion matrices of KD and BiKD on one colour scale; (b) BiKD's accuracy against k."
+    "Confusion matrices of (a) KD and (b) BiKD; (c) BiKD's accuracy against k."
+    rows = 2 if len(by_k) else 1
     with paper_style():
-        fig, axs = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 1.75), width_ratios=(1, 1, 1.1))
-        for ax, runs in zip(axs[:2], (kd, bikd), strict=True):
-            image = draw_confusion(ax, confusion_pct(runs))
-            ax.set(title=f"(a) {label_of(runs[0].config.method)}", xlabel="predicted class")
-        axs[0].set_ylabel("true class")
-        fig.colorbar(image, ax=axs[:2], label="% of the true class", pad=0.02, aspect=25)
-        draw_inner_steps(axs[2], by_k)
-        axs[2].set_title(f"(b) inner steps\n{k_setting}".strip())
-        seeds = f"means of {len(bikd)} seed{'s' * (len(bikd) > 1)}"
-        fig.suptitle(f"{setting_label(bikd[0])}; {seeds}", fontsize=6, color="#666666")
+        fig = plt.figure(figsize=(TEXT_WIDTH, 3.1 + 1.3 * (rows - 1)))
+        grid = fig.add_gridspec(rows, 6, height_ratios=(2.6, 1)[:rows])
+        if rows == 2:
+            draw_k_panel(fig, [grid[1, :4], grid[1, 4:]], by_k, k_setting)
+        draw_confusions([fig.add_subplot(grid[0, i : i + 3]) for i in (0, 3)], kd, bikd)
+        about = "(a), (b): means over seeds; cells of 10 % or more are written out"
+        write_note(fig, setting_label([*kd, *bikd]), about)
     return fig
 
 # %% ../nbs/14_figures.ipynb #fbf326f9
@@ -579,7 +733,101 @@ def figure4_claims(
     kept = "still as good on the head: on the head third, BiKD minus KD, points"
     return pd.DataFrame([claim(says, on_tail), claim(kept, on_head), *claims_on_k(by_k, best)])
 
+# %% ../nbs/14_figures.ipynb #66fe231d
+ACCURACY_PANELS = dict(
+    test_acc_pct_last="all classes",
+    few_acc_pct="classes of fewer than 20 images",
+)  # key of `summary.json` -> what the accuracy is of
+
+
+def accuracies(
+    runs: Iterable[Run],  # finished, of one data set and ρ
+) -> pd.DataFrame:  # a row per run and key of `ACCURACY_PANELS`: method, key, seed, accuracy
+    "Test accuracy at the last epoch in percent. A group without classes has none; experts neither."
+    rows = []
+    for r in of_all_classes(list(runs)):
+        own = dict(method=r.config.method, seed=r.config.seed)
+        rows += [own | dict(key=k, accuracy=r.summary[k]) for k in ACCURACY_PANELS]
+    return pd.DataFrame(rows).dropna(ignore_index=True)
+
+# %% ../nbs/14_figures.ipynb #e697824e
+def face_of(
+    method: str,
+) -> str:  # a colour
+    "The inside of the method's dot."
+    return "white" if get_method(method).sees_val else colour(method)
+
+
+def draw_interval(
+    ax: Axes,
+    y: float,  # where the line is
+    method: str,
+    values: Sequence[float],  # accuracies, percent, one per seed
+) -> None:
+    "Mean, 95 % interval within 0 to 100, and seeds of a method; the mean in words at the right."
+    ink, i = colour(method), interval(values)
+    if i.low is not None and i.high is not None:
+        ax.plot([max(i.low, 0), min(i.high, 100)], [y, y], c=ink, lw=1.2, solid_capstyle="butt")
+    ax.plot(values, [y] * len(values), "|", c=ink, ms=5, mew=0.7, alpha=0.7)
+    ax.plot(i.mean, y, "o", ms=4, mfc=face_of(method), mec=ink, mew=0.9)
+    right = ax.get_yaxis_transform()
+    ax.text(1.02, y, f"{i.mean:.1f}", transform=right, va="center", fontsize=6, clip_on=False)
+
+# %% ../nbs/14_figures.ipynb #c02e233c
+def interval_key(
+    against: str,  # label of the method with the grey line
+) -> list[Line2D]:
+    "The signs of `plot_accuracies`."
+    dot = dict(c="black", marker="o", ms=4, mew=0.9)
+    return [
+        Line2D([], [], **dot, lw=1.2, label="mean, 95 % interval"),
+        Line2D([], [], **dot, mfc="white", ls="", label="trained on validation images, too"),
+        Line2D([], [], c="black", ls="", marker="|", ms=5, mew=0.7, label="one seed"),
+        Line2D([], [], c="#AAAAAA", lw=0.9, label=f"{against}'s mean"),
+    ]
+
+
+def plot_accuracies(
+    runs: Iterable[Run],  # finished, of one data set and ρ
+    against: str = "kd",  # the method whose mean is a grey line
+) -> Figure:
+    "Accuracy by method, the best at the top: on all classes, and on the rare ones."
+    runs = of_all_classes(list(runs))
+    t = accuracies(runs)
+    mean = t.pivot_table(index="method", columns="key", values="accuracy")
+    order = mean["test_acc_pct_last"].sort_values(ascending=False).index
+    keys = [key for key in ACCURACY_PANELS if key in mean]
+    with paper_style():
+        size = (TEXT_WIDTH, 0.9 + 0.135 * len(order))
+        fig, axs = plt.subplots(1, len(keys), figsize=size, sharey=True, squeeze=False)
+        for ax, key in zip(axs[0], keys, strict=True):
+            if against in mean.index:
+                ax.axvline(mean.loc[against, key], c="#AAAAAA", lw=0.9)
+            for y, m in enumerate(order):
+                values = t[(t.method == m) & (t.key == key)].accuracy.tolist()
+                draw_interval(ax, y, m, values)
+            ax.set(title=ACCURACY_PANELS[key], xlabel="test accuracy (%)")
+        axs[0, 0].set_yticks(range(len(order)), [label_of(m) for m in order])
+        axs[0, 0].invert_yaxis()
+        write_key(fig, interval_key(label_of(against)))
+        write_note(fig, f"{setting_label(runs)}, last epoch")
+    return fig
+
 # %% ../nbs/14_figures.ipynb #a095e97f
+def panel_title(
+    method: str,
+) -> str:
+    "The method's label, broken to fit above a small panel."
+    return textwrap.fill(label_of(method), 17)
+
+
+def line_of(
+    method: str,
+) -> str:  # a line style
+    "Dashed for methods that train on the validation images too; their controls have their colour."
+    return "--" if get_method(method).sees_val else "-"
+
+# %% ../nbs/14_figures.ipynb #4b45b520
 def _multiples(
     methods: Sequence[str],
     width: int = 5,  # panels in a row
@@ -589,17 +837,30 @@ def _multiples(
     fig, axs = plt.subplots(
         rows,
         min(width, len(methods)),
-        figsize=(TEXT_WIDTH, 0.3 + 0.95 * rows),
+        figsize=(TEXT_WIDTH, 0.75 + 0.95 * rows),
         sharex=True,
         sharey=True,
         squeeze=False,
     )
     for ax in axs.flat[len(methods) :]:
         ax.axis("off")
-    for ax, m in zip(axs.flat, methods, strict=False):
-        title = textwrap.fill(label_of(m), 16, break_on_hyphens=False)
-        ax.set_title(title, fontsize=6, color=colour(m))
+    for ax in axs.flat[: len(methods)][-width:]:
+        ax.tick_params(labelbottom=True)
+    for ax, method in zip(axs.flat, methods, strict=False):
+        ax.set_title(panel_title(method), fontsize=6)
     return fig, axs
+
+
+def label_axes(
+    fig: Figure,
+    axs: np.ndarray,  # as `_multiples` gives them
+    x: str,
+    y: str,
+) -> None:
+    "One label below all panels, and one beside them."
+    last = [ax for ax in axs[-1] if ax.axison]
+    last[(len(last) - 1) // 2].set_xlabel(x)
+    fig.supylabel(y, fontsize=7)
 
 # %% ../nbs/14_figures.ipynb #f1326255
 def per_class(
@@ -613,26 +874,49 @@ def per_class(
         rows += [{**own, "n": n, "accuracy": a, "class": c} for c, (n, a) in enumerate(classes)]
     return pd.DataFrame(rows)
 
+# %% ../nbs/14_figures.ipynb #08290d6b
+def count_key(
+    against: str,  # label of the method in grey
+) -> list[Line2D]:
+    "The signs of `plot_accuracy_by_count`."
+    return [
+        Line2D([], [], c="black", label="mean over seeds"),
+        Line2D([], [], c="black", ls="--", label="the same, trained on train ∪ val"),
+        Line2D([], [], c="black", ls="", marker=".", alpha=0.4, label="one seed"),
+        Line2D([], [], c="#AAAAAA", lw=0.9, label=f"{against}, for comparison"),
+    ]
+
 # %% ../nbs/14_figures.ipynb #fd66e829
+def draw_accuracy_by_count(
+    ax: Axes,
+    t: pd.DataFrame,  # of one method, as `per_class` gives it
+    other: pd.Series,  # mean accuracy by n of the method in grey; may be empty
+) -> None:
+    "Mean accuracy over the training images of a class, and a dot per class and seed."
+    m = t.method.iloc[0]
+    ax.plot(other, c="#AAAAAA", lw=0.9)
+    ax.plot(t.groupby("n").accuracy.mean(), c=colour(m), ls=line_of(m))
+    ax.plot(t.n, t.accuracy, ".", c=colour(m), alpha=0.4)
+    ax.set(xscale="log", ylim=(-3, 103), yticks=(0, 50, 100))
+
+
 def plot_accuracy_by_count(
     runs: Iterable[Run],  # finished, of one dataset and ρ
     against: str = "kd",  # the method drawn in grey in every panel
 ) -> Figure:
     "Accuracy of a class over its training images, a panel per method: mean, every seed a dot."
+    runs = of_all_classes(runs)
     t = per_class(runs)
     methods = list(t.method.unique())
+    other = t[t.method == against].groupby("n").accuracy.mean()
     with paper_style():
         fig, axs = _multiples(methods)
         for ax, m in zip(axs.flat, methods, strict=False):
-            for name, ink in ((against, "#BBBBBB"), (m, colour(m))):
-                mine = t[t.method == name]
-                if len(mine):
-                    ax.plot(mine.groupby("n").accuracy.mean(), c=ink)
-            ax.plot(mine.n, mine.accuracy, ".", c=colour(m), alpha=0.4)
-            ax.set(xscale="log", ylim=(0, 103))
-            ax.invert_xaxis()
-        fig.supxlabel("training images of the class", fontsize=7)
-        fig.supylabel("test accuracy (%)", fontsize=7)
+            draw_accuracy_by_count(ax, t[t.method == m], other)
+        axs.flat[0].invert_xaxis()  # and, as they share it, all the others'
+        label_axes(fig, axs, "training images of the class", "test accuracy (%)")
+        write_key(fig, count_key(label_of(against)))
+        write_note(fig, setting_label(runs))
     return fig
 
 # %% ../nbs/14_figures.ipynb #afe9da6d
@@ -661,25 +945,62 @@ def reliability(
     return pd.DataFrame([row for row in rows if row["n"]])
 
 # %% ../nbs/14_figures.ipynb #f4c68928
+AREA = 60  # of the dot of all images, square points
+
+
+def write_ece(
+    ax: Axes,
+    bins: pd.DataFrame,  # of one method, as `reliability` gives them
+    ece: float,  # percent
+) -> None:
+    "The ECE in the corner that is farther from the curve: upper left or lower right."
+    at = np.linspace(0, 1, 101)
+    curve = np.interp(at, bins.confidence, bins.accuracy, left=np.nan, right=np.nan)
+    above = 1 - np.nanmax(curve[at < 0.6], initial=0)
+    below = np.nanmin(curve[at > 0.4], initial=1)
+    if above > below:
+        ax.text(0.03, 0.99, f"ECE {ece:.1f}", ha="left", va="top", fontsize=6)
+    else:
+        ax.text(0.99, 0.02, f"ECE {ece:.1f}", ha="right", va="bottom", fontsize=6)
+
+
 def draw_reliability(
     ax: Axes,
     bins: pd.DataFrame,  # of one method, as `reliability` gives them
-    ink: str,
     ece: float,  # percent
 ) -> None:
     "A reliability diagram with its ECE."
-    ax.plot([0, 1], [0, 1], c="#BBBBBB", lw=0.6)
-    ax.plot(bins.confidence, bins.accuracy, c=ink, lw=0.7)
-    area = 60 * bins.n / bins.n.sum()
-    ax.scatter(bins.confidence, bins.accuracy, s=area, color=ink, lw=0, clip_on=False, zorder=3)
-    text = f"ECE {ece:.1f} %"
-    if (bins.n * (bins.confidence - bins.accuracy)).sum() > 0:  # there is room above the curve
-        ax.text(0.04, 0.98, text, ha="left", va="top", fontsize=5.5)
-    else:
-        ax.text(1, 0.04, text, ha="right", va="bottom", fontsize=5.5)
-    ax.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    m = bins.method.iloc[0]
+    ax.plot([0, 1], [0, 1], c="#AAAAAA", lw=0.6)
+    ax.plot(bins.confidence, bins.accuracy, c=colour(m), ls=line_of(m), lw=0.8)
+    area = AREA * bins.n / bins.n.sum()
+    ax.scatter(
+        bins.confidence, bins.accuracy, s=area, color=colour(m), lw=0, clip_on=False, zorder=3
+    )
+    write_ece(ax, bins, ece)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.set_xticks((0, 0.5, 1), ("0", ".5", "1"))
+    ax.set_yticks((0, 0.5, 1), ("0", ".5", "1"))
 
 # %% ../nbs/14_figures.ipynb #0108087d
+def share_key() -> list[Line2D]:
+    "The dots of some shares of the images, and the line of a calibrated net."
+    dots = [
+        Line2D(
+            [],
+            [],
+            c="black",
+            ls="",
+            marker="o",
+            ms=math.sqrt(AREA * s),
+            mew=0,
+            label=f"{s:.0%} of test images",
+        )
+        for s in (0.02, 0.1, 0.5)
+    ]
+    return [*dots, Line2D([], [], c="#AAAAAA", lw=0.6, label="as sure as right")]
+
+
 def plot_reliability(
     runs: Iterable[Run],  # finished, of one dataset and ρ
 ) -> Figure:
@@ -690,9 +1011,11 @@ def plot_reliability(
         fig, axs = _multiples(list(groups))
         for ax, (m, rs) in zip(axs.flat, groups.items(), strict=False):
             ece = float(np.mean([100 * r.summary["ece"] for r in rs]))
-            draw_reliability(ax, t[t.method == m], colour(m), ece)
-        fig.supxlabel("confidence", fontsize=7)
-        fig.supylabel("accuracy", fontsize=7)
+            draw_reliability(ax, t[t.method == m], ece)
+        label_axes(fig, axs, "confidence", "accuracy")
+        write_key(fig, share_key())
+        about = "bins pooled over seeds; dashed: trained on train ∪ val; ECE in %, mean over seeds"
+        write_note(fig, setting_label(runs), about)
     return fig
 
 # %% ../nbs/14_figures.ipynb #3b2f5a84
@@ -710,27 +1033,49 @@ def draw_weight_map(
     ax: Axes,
     grid: pd.DataFrame,  # classes by epochs
     limits: tuple[float, float],  # smallest and largest weight of the colour scale
+    n_per_class: Sequence[int],
 ) -> AxesImage:
-    "The mean weight of each class in each epoch."
+    "The mean weight of each class in each epoch; white lines between the groups of classes."
     C, E = grid.shape
     low, high = limits
     edges = (0.5, E + 0.5, C - 0.5, -0.5)
-    return ax.imshow(grid, aspect="auto", vmin=low, vmax=high, extent=edges)
+    image = ax.imshow(grid, aspect="auto", vmin=low, vmax=high, extent=edges)
+    for classes in shot_groups(list(n_per_class)).values():
+        if classes and max(classes) < C - 1:
+            ax.axhline(max(classes) + 0.5, c="white", lw=0.8)
+    shown = range(0, C, max(1, C // 3))
+    ax.set_yticks(shown, [f"{c} ({n_per_class[c]})" for c in shown])
+    return image
 
 # %% ../nbs/14_figures.ipynb #6b824acd
+LOOKS = dict(many=("-", 0.65), medium=("--", 0.35), few=(":", 0.0))  # line, and how much black
+GROUP_LABELS = dict(
+    many="many (over 100 images)", medium="medium (20 to 100)", few="few (below 20)"
+)
+
+
+def darker(
+    ink: str,
+    black: float,  # 0: as it is; 1: black
+) -> tuple[float, ...]:  # RGB
+    "A colour mixed with black."
+    return tuple((1 - black) * part for part in to_rgb(ink))
+
+
 def draw_group_weights(
     ax: Axes,
     runs: Sequence[Run],  # finished, of one method and setting
     name: str,  # column of `class_weights.csv`
 ) -> None:
     "A line for each group of classes, mean over runs, and a band from the smallest to the largest."
-    ink = colour(runs[0].config.method)
     groups = shot_groups(runs[0].summary["n_per_class"])
-    for (group, classes), ls in zip(groups.items(), ("-", "--", ":"), strict=True):
+    for group, classes in groups.items():
         if not classes:
             continue
+        ls, black = LOOKS[group]
+        ink = darker(colour(runs[0].config.method), black)
         lines = pd.concat([group_weights(r, classes, name) for r in runs], axis=1)
-        ax.plot(lines.mean(axis=1), ls=ls, c=ink, label=group)
+        ax.plot(lines.mean(axis=1), ls=ls, c=ink, label=GROUP_LABELS[group])
         band = lines.min(axis=1), lines.max(axis=1)
         ax.fill_between(lines.index, *band, color=ink, alpha=0.15, lw=0)
 
@@ -742,73 +1087,86 @@ def plot_weights_over_training(
     names = [c for c in runs[0].class_weights if c.startswith("w_")]
     mean = sum(r.class_weights.set_index(["class", "epoch"])[names] for r in runs) / len(runs)
     limits = mean.min().min(), mean.max().max()
+    counts = runs[0].summary["n_per_class"]
     with paper_style():
         fig, axs = plt.subplots(
-            2, len(names), figsize=(TEXT_WIDTH, 2.9), sharex=True, sharey="row", squeeze=False
+            2, len(names), figsize=(TEXT_WIDTH, 3.4), sharex=True, sharey="row", squeeze=False
         )
         for (top, below), name in zip(axs.T, names, strict=True):
-            image = draw_weight_map(top, mean[name].unstack(), limits)
+            image = draw_weight_map(top, mean[name].unstack(), limits, counts)
             top.set_title(f"$w^{{\\mathrm{{{name[2:]}}}}}$")
             draw_group_weights(below, runs, name)
             below.set_xlabel("epoch")
-        axs[0, 0].set_ylabel("class")
+        axs[0, 0].set_ylabel("class (images)")
         axs[1, 0].set_ylabel("mean weight")
-        axs[1, -1].legend()
+        lines, _ = axs[1, 0].get_legend_handles_labels()
+        write_key(fig, [*lines, Patch(fc="#DDDDDD", label="smallest to largest seed")])
         fig.colorbar(image, ax=axs[0], label="mean weight", pad=0.02)
+        about = f"{label_of(runs[0].config.method)}: {setting_label(runs)}"
+        write_note(fig, about, "above: means over seeds; white lines part the groups of classes")
     return fig
 
 # %% ../nbs/14_figures.ipynb #16435bee
 def surfaces_over_training(
     r: Run,  # a finished BiKD run with a trace
     epochs: Sequence[int],  # counted from 1
-    ce_max: float,  # largest cross-entropy, nats
+    axis: Tensor,  # (n,) cross-entropies of both axes, nats
 ) -> Tensor:  # (epochs, n, n, 2): hard and soft weight by teacher's and student's cross-entropy
     "f_φ as it was after some epochs."
+    n = len(axis)
+    points = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
-        return torch.stack([weight_surface(r.weight_net(epoch=e), ce_max)[1] for e in epochs])
+        return torch.stack([r.weight_net(epoch=e)(points).reshape(n, n, 2) for e in epochs])
 
 # %% ../nbs/14_figures.ipynb #3c706053
 def draw_surface(
     ax: Axes,
-    w: Tensor,  # (n, n): by teacher's and student's cross-entropy
+    axis: Tensor,  # (n,) cross-entropies of both axes, nats
+    w: Tensor,  # (n, n): weights by teacher's and student's cross-entropy
     samples: Sequence[Tensor],  # teacher's and student's cross-entropies, each (N,)
-    ce_max: float,  # largest cross-entropy shown, nats
     limits: tuple[Tensor, Tensor],  # smallest and largest weight of the colour scale
-) -> AxesImage:
+) -> QuadMesh:
     "A surface of f_φ and the samples on it."
     low, high = limits
-    edges = (0, ce_max, 0, ce_max)
-    look: dict[str, Any] = dict(origin="lower", aspect="auto", extent=edges, vmin=low, vmax=high)
-    image = ax.imshow(w.T, **look)
-    x, y = (ce.float().clamp(max=ce_max) for ce in samples)
-    ax.scatter(x, y, s=0.6, lw=0, c="white", alpha=0.6, rasterized=True)
+    image = ax.pcolormesh(axis, axis, w.T, vmin=low, vmax=high, shading="nearest", rasterized=True)
+    least, most = axis[0].item(), axis[-1].item()
+    x, y = (ce.float().clamp(least, most) for ce in samples)
+    ax.scatter(x, y, s=1.6, lw=0.15, c="white", ec="#444444", alpha=0.8, rasterized=True)
+    ax.set(xscale="log", yscale="log", xticks=(1e-4, 1), yticks=(1e-4, 1e-2, 1))
+    ax.set(xlim=(least, most), ylim=(least, most))
+    ax.minorticks_off()
     return image
 
 # %% ../nbs/14_figures.ipynb #9ad48a35
 def plot_surfaces(
     r: Run,  # a finished BiKD run with a trace
     shown: int = 6,  # epochs
-    ce_max: float = 4.0,  # largest cross-entropy shown, nats
+    least: float = 1e-6,  # where the axes begin, nats
+    most: float = 20.0,  # where they end
 ) -> Figure:
     "f_φ after some epochs, hard above soft, and the samples as that epoch met them; shared scales."
     t = r.trace
     E = len(t["ce_student"])
     epochs = sorted({round(e) for e in np.linspace(1, E, min(shown, E))})
-    surfaces = surfaces_over_training(r, epochs, ce_max)
+    axis = torch.logspace(math.log10(least), math.log10(most), 61)
+    surfaces = surfaces_over_training(r, epochs, axis)
     limits = surfaces.min(), surfaces.max()
     with paper_style():
         fig, axs = plt.subplots(
-            2, len(epochs), figsize=(TEXT_WIDTH, 2.1), sharex=True, sharey=True, squeeze=False
+            2, len(epochs), figsize=(TEXT_WIDTH, 2.3), sharex=True, sharey=True, squeeze=False
         )
-        for row, (name, z) in enumerate(zip(("hard", "soft"), surfaces.unbind(3), strict=True)):
-            for ax, e, w in zip(axs[row], epochs, z, strict=True):
+        for row, name, z in zip(axs, ("hard", "soft"), surfaces.unbind(3), strict=True):
+            for ax, e, w in zip(row, epochs, z, strict=True):
                 samples = [t[f"ce_{who}"][e - 1] for who in ("teacher", "student")]
-                image = draw_surface(ax, w, samples, ce_max, limits)
-                if row == 0:
-                    ax.set_title(f"epoch {e}", fontsize=6)
-            axs[row, 0].set_ylabel(f"$w^{{\\mathrm{{{name}}}}}$\nstudent CE\n(nats)", fontsize=6)
+                image = draw_surface(ax, axis, w, samples, limits)
+                ax.set_title(f"epoch {e}" if name == "hard" else "", fontsize=6)
+            row[0].set_ylabel(f"$w^{{\\mathrm{{{name}}}}}$")
         fig.supxlabel("teacher CE (nats)", fontsize=7)
+        fig.supylabel("student CE (nats)", fontsize=7)
         fig.colorbar(image, ax=axs, label="weight", pad=0.02, aspect=30)
+        floor = f"$10^{{{math.log10(least):.3g}}}$"
+        key = f"dots: training images; those with a CE below {floor} are drawn there"
+        write_note(fig, f"BiKD: {setting_label([r])}", key)
     return fig
 
 # %% ../nbs/14_figures.ipynb #5b9dc9b0

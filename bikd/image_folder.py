@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .basics import DataError, StorageError, atomic_write, said_plainly, unpack
@@ -144,9 +144,9 @@ class ImageSet(NamedTuple):
         self,
         name: str,  # a key of `parts`
     ) -> tuple[Tensor, Tensor]:  # pixels `(n, 3, H, W)` and labels `(n,)`
-        "The images of one part, channels first, contiguous."
+        "The images of one part, channels first, in the memory where they are."
         where = self.parts[name]
-        return self.pixels[where].permute(0, 3, 1, 2).contiguous(), self.labels[where]
+        return self.pixels[where].permute(0, 3, 1, 2), self.labels[where]
 
 # %% ../nbs/00a_image_folder.ipynb #ae6a86b3
 def _read_file(path: Path) -> bytes:
@@ -195,6 +195,23 @@ def _sha256(tensor: Tensor) -> str:
 def _seal(about: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
+# %% ../nbs/00a_image_folder.ipynb #690d9a8d
+def _as_safetensors(
+    tensors: dict[str, Tensor], about: dict[str, str]
+) -> list[bytes | memoryview]:  # a head, then the memory of each tensor
+    "A safetensors file in pieces, of tensors of int64 (first) and uint8."
+    names = {torch.int64: "I64", torch.uint8: "U8"}
+    header: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for name, t in tensors.items():
+        begin, end = end, end + t.numel() * t.dtype.itemsize
+        where = dict(dtype=names[t.dtype], shape=list(t.shape), data_offsets=[begin, end])
+        header[name] = where
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # what follows is aligned
+    memory = [t.contiguous().reshape(-1).numpy().data for t in tensors.values()]
+    return [len(text).to_bytes(8, "little") + text, *memory]
+
 # %% ../nbs/00a_image_folder.ipynb #f4648ab0
 def _write_array(path: Path, source: str, images: ImageSet) -> None:
     "Keep the images of this source; `StorageError` if that fails."
@@ -209,7 +226,8 @@ def _write_array(path: Path, source: str, images: ImageSet) -> None:
         decoder=images.decoder,
     )
     about["seal"] = _seal(about)
-    atomic_write(path, save(dict(pixels=images.pixels, labels=images.labels), about))
+    tensors = dict(labels=images.labels, pixels=images.pixels)
+    atomic_write(path, _as_safetensors(tensors, about))
 
 # %% ../nbs/00a_image_folder.ipynb #8404cb2f
 def _is_of(tensors: dict[str, Tensor], about: dict[str, str], source: str) -> bool:

@@ -19,14 +19,14 @@ from .baselines import thirds
 from .data import Split
 from .losses import hard_loss, soft_loss
 from .methods import CE, Method, Setting, Step, TableRow, fixed, register
-from .sources import Images
+from .sources import Chosen, Images
 
 # %% ../nbs/05d_lfme.ipynb #010a5143
 PARTS = ("head", "medium", "tail")
 
 
 def only(
-    images: Images,
+    images: Images | Chosen,
     classes: list[int],  # in increasing order
 ) -> Images:
     "Images of these classes, with labels 0, 1, ... in their order."

@@ -7,6 +7,7 @@ __all__ = ['PerChannel', 'as_images', 'hold_out', 'Distilled', 'distill']
 
 # %% ../nbs/09_own_data.ipynb #d6e6206e
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,14 @@ from torch import Tensor, nn
 
 from .basics import generator
 from .data import Split
+from .meaning import doubt_of_student, look_at_images, look_at_nets, warn_of
 from .methods import Method, get_method, wants_val
 from .presets import preset
 from .protocol import Protocol
-from .sources import Images
-from .training import train
-from .views import Views
+from .sources import Chosen, Images
+from .state import Execution, set_up
+from .training import outer_loop
+from .views import Views, are_large
 
 # %% ../nbs/09_own_data.ipynb #1008f3f0
 def _as_labels(
@@ -49,6 +52,16 @@ def _as_labels(
         raise ValueError(f"label {numbers.min().item()} is negative; classes are numbered from 0.")
     return numbers.contiguous()
 
+# %% ../nbs/09_own_data.ipynb #dce3f5b4
+def _as_tensor(array: np.ndarray) -> Tensor:
+    "The array's own memory as a tensor; a copy if an axis is turned round."
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    with warnings.catch_warnings():
+        # a read-only array is read only
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(array)
+
 # %% ../nbs/09_own_data.ipynb #ff5aadcc
 def as_images(
     # uint8 `(N, channels, H, W)` or `(N, H, W)`, array or tensor, H = W
@@ -58,7 +71,7 @@ def as_images(
     "Images as `bikd.sources` keeps them; `ValueError` for other shapes, dtypes or lengths."
     array = np.asarray(pixels)
     numbers = _as_labels(labels, len(array))
-    values = torch.as_tensor(array)
+    values = _as_tensor(array)
     if values.ndim == 3:
         values = values[:, None]
     if values.dtype != torch.uint8 or values.ndim != 4 or values.shape[2] != values.shape[3]:
@@ -66,7 +79,7 @@ def as_images(
             f"images have shape {tuple(values.shape)} and dtype {values.dtype}; "
             "expected uint8 pixels (0 to 255) of shape (N, channels, H, W) with H = W."
         )
-    return Images(values.contiguous(), numbers)
+    return Images(values, numbers)
 
 # %% ../nbs/09_own_data.ipynb #1304b929
 def _pool(images: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> Images:
@@ -98,12 +111,14 @@ def _hold_out_size(n: Tensor, per_class: int | None) -> int:
 
 # %% ../nbs/09_own_data.ipynb #22a2472f
 def hold_out(
-    images: Images,  # labelled images
+    images: Images | Chosen,  # labelled images
     # how many of each class; default a fifth of the smallest class, at most 100
     per_class: int | None = None,
     seed: int = 0,  # which ones
-) -> tuple[Images, Images]:  # the rest, and the balanced hold-out
-    "Set the same number of images of every class aside. `ValueError` if a class has too few."
+) -> tuple[Images | Chosen, Images | Chosen]:  # the rest, and the balanced hold-out
+    """Set the same number of images of every class aside. `ValueError` if a class has too few.
+
+    Large images are not copied, see `bikd.sources.Chosen`."""
     n = images.labels.bincount()
     per_class = _hold_out_size(n, per_class)
     aside = []
@@ -114,11 +129,14 @@ def hold_out(
     out = torch.cat(aside)
     keep = torch.ones(len(images), dtype=torch.bool)
     keep[out] = False
-    return images.take(torch.nonzero(keep)[:, 0]), images.take(out)
+    rest = torch.nonzero(keep)[:, 0]
+    if are_large(images):
+        return Chosen(images, rest), Chosen(images, out)
+    return images.take(rest), images.take(out)
 
 # %% ../nbs/09_own_data.ipynb #4d4e493e
-def _none_of(images: Images) -> Images:
-    return Images(images.pixels[:0], images.labels[:0])
+def _none_of(images: Images | Chosen) -> Images:
+    return images.take(torch.arange(0))
 
 
 def _given(
@@ -132,7 +150,7 @@ def _given(
 # %% ../nbs/09_own_data.ipynb #a2c3f652
 def _train_and_val(
     pool: Images, given: Images | None, per_class: int | None, method: str, seed: int
-) -> tuple[Images, Images]:
+) -> tuple[Images | Chosen, Images | Chosen]:
     "Training and validation images: `given`, or set aside from the pool where they are needed."
     if given is not None:
         return pool, given
@@ -141,7 +159,7 @@ def _train_and_val(
     return pool, _none_of(pool)
 
 # %% ../nbs/09_own_data.ipynb #bf9dafa0
-def _own_split(train: Images, val: Images, views: Views, seed: int) -> Split:
+def _own_split(train: Images | Chosen, val: Images | Chosen, views: Views, seed: int) -> Split:
     "The split; its ρ is that of the classes that have images."
     n = train.labels.bincount()
     rho = (n.max() / n[n > 0].min()).item()
@@ -208,6 +226,11 @@ def _own_stats(mean: PerChannel | None, std: PerChannel | None) -> tuple[Tensor,
         raise ValueError(
             f"mean={mean}: means of pixels scaled to [0, 1] were expected; divide by 255."
         )
+    if any(s > 1 for s in torch.as_tensor(std).reshape(-1).tolist()):
+        raise ValueError(
+            f"std={std}: standard deviations of pixels scaled to [0, 1] were expected; divide by "
+            "255."
+        )
     means = torch.as_tensor(mean, dtype=torch.float32).reshape(-1)
     return means, torch.as_tensor(std, dtype=torch.float32).reshape(-1)
 
@@ -218,9 +241,18 @@ class Distilled:
 
     student: nn.Module  # trained, in `eval()` mode
     method: Method  # with what it learned, e.g. BiKD's `weight_net`
-    history: pd.DataFrame  # a row per epoch
+    # a row per epoch; the teacher's accuracies, which do not change, are columns too
+    history: pd.DataFrame
     class_weights: pd.DataFrame  # columns epoch, class, w_<term>
     split: Split  # what was used for what
+
+# %% ../nbs/09_own_data.ipynb #e46ac988
+def _beside(known: dict[str, float], rows: list[dict[str, Any]], n: int) -> pd.DataFrame:
+    "The history of `n` training images, with the teacher's accuracies as columns."
+    if known:
+        teacher, student = known["teacher_train_acc_pct"], rows[-1]["train_acc_pct"]
+        warn_of([doubt_of_student(teacher, student, n)], stacklevel=4)
+    return pd.DataFrame(rows).assign(**known)
 
 # %% ../nbs/09_own_data.ipynb #d90b3f26
 def distill(  # noqa: PLR0913
@@ -249,7 +281,8 @@ def distill(  # noqa: PLR0913
 ) -> Distilled:
     """Distil a teacher into a student on imbalanced images.
 
-    `ValueError` for what does not fit together; otherwise the errors of `bikd.training.train`."""
+    `ValueError` for what does not fit together, and a warning for what looks wrong, see
+    `bikd.meaning`; otherwise the errors of `bikd.training.train`."""
     _check_pairs(val_images, val_labels, val_per_class)
     _check_idle(fields, mean, std)
     pool = _pool(images, labels)
@@ -260,8 +293,11 @@ def distill(  # noqa: PLR0913
     stats = _own_stats(mean, std)
     _check_one_teacher(method, m)
     options: dict[str, Any] = dict(device=device, checkpoint=checkpoint, memo=memo, compile=compile)
-    _, progress = train(
-        student, m, split, protocol, teacher=teacher, seed=seed, stats=stats, show=show, **options
-    )
+    look_at_images(pool, given, m)
+    execution = Execution(show=show, **options)
+    state = set_up(student, m, split, protocol, teacher, seed, execution, stats)
+    known = look_at_nets(state, show)
+    progress = outer_loop(state, execution)
+    history = _beside(known, progress.history, len(split.train))
     weights = pd.DataFrame(progress.weight_rows(m.terms))
-    return Distilled(student.eval(), m, pd.DataFrame(progress.history), weights, split)
+    return Distilled(student.eval(), m, history, weights, split)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from .data import Split, pixel_stats
 from .hypergradient import FORWARD_MODE, functional_forward, trainable
-from .measuring import evaluate
+from .measuring import check_precision, evaluate
 from .memo import Memo
 from .methods import Bilevel, Method, Setting
 from .models import check_logits, count_macs
 from .protocol import Protocol
-from .sources import Images
+from .sources import Chosen, Images, shape_of
 from .tangent import CompiledPush, worth_compiling
 from .views import Batch, DeviceImages, class_aware_batches, endless_batches, epoch_batches
 
@@ -103,16 +103,16 @@ def pick_device(
     return device
 
 # %% ../nbs/05f_state.ipynb #b85e021d
-def _check_images(name: str, part: Images, expected: tuple[int, ...]) -> None:
+def _check_images(name: str, part: Images | Chosen, expected: tuple[int, ...]) -> None:
     if not len(part):
         return
-    shape = tuple(part.pixels.shape[1:])
+    shape = shape_of(part)
     if shape != expected:
         raise ValueError(
             f"{name} images have shape {shape}, training images {expected}: all must be alike."
         )
     lowest = part.labels.min().item()
-    kinds = (part.pixels.dtype, part.labels.dtype)
+    kinds = (part.take(torch.arange(1)).pixels.dtype, part.labels.dtype)
     if kinds != (torch.uint8, torch.int64) or lowest < 0:
         raise ValueError(
             f"{name} images have pixels of {kinds[0]} and labels of {kinds[1]} from {lowest} on; "
@@ -126,7 +126,7 @@ def check_fit(
     protocol: Protocol,  # the recipe
 ) -> None:
     "`ValueError` where images, batches and the method's clock do not go together."
-    shape = tuple(split.train.pixels.shape[1:])
+    shape = shape_of(split.train)
     _check_images("training", split.train, shape)
     _check_images("validation", split.val, shape)
     _check_images("test", split.test, shape)
@@ -251,12 +251,13 @@ def check_nets(
     student: nn.Module,  # to be trained
     teacher: nn.Module | None,  # a trained net, or a `Teacher`
 ) -> None:
-    "`ValueError` unless both are nets and training the student leaves the teacher as it is."
+    "`ValueError` unless both are nets that can be trained so, and the teacher stays as it is."
     nets = dict(student=student) if teacher is None else dict(student=student, teacher=teacher)
     for who, net in nets.items():
         if not isinstance(net, nn.Module):
             raise ValueError(f"the {who} is a {type(net).__name__}; expected a torch.nn.Module.")
     trainable(student)
+    check_precision(student)
     if teacher is not None and not isinstance(teacher, Teacher):
         _check_apart(student, teacher)
 
@@ -402,7 +403,7 @@ def set_up(
     frozen, layout = _place_nets(student, teacher, protocol, device)
     dtype = next(student.parameters()).dtype
 
-    def on_device(images: Images) -> DeviceImages:
+    def on_device(images: Images | Chosen) -> DeviceImages:
         return DeviceImages(images, split.views, mean, std, device, dtype, layout)
 
     state = TrainingState(
