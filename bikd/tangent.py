@@ -310,7 +310,7 @@ def _plain_push(
             moving = {n: fwAD.make_dual(p, t) for n, p, t in triples}
             state = {n: t.clone() for n, t in rest.items()} | moving
             logits = functional_call(student, state, (x,))
-            return tuple(fwAD.unpack_dual(logits if low is None else logits.float()))
+            return tuple(fwAD.unpack_dual(in_full(logits, student, low)))
 
     return push
 
