@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .basics import PlainError
 from .losses import hard_loss
 from .methods import Method, Step
-from .tangent import autocast
+from .tangent import autocast, in_full
 from .views import DeviceImages, stacked
 
 # %% ../nbs/05e_measuring.ipynb #2363bb04
@@ -25,11 +25,11 @@ def logits_of(
     net: nn.Module,  # any net, in the mode it is in
     x: Tensor,  # inputs `(B, ...)`
     low: torch.dtype | None = None,  # under autocast to this dtype; None: in the net's own
-) -> Tensor:  # logits `(B, C)`; float32 if `low` is given
+) -> Tensor:  # logits `(B, C)`; float32 if `low` is given, or in the dtype of the parameters
     "One forward pass."
     with autocast(x, low):
         logits = net(x)
-    return logits.float() if low else logits
+    return in_full(logits, net, low)
 
 # %% ../nbs/05e_measuring.ipynb #198ce080
 def check_precision(

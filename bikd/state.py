@@ -41,7 +41,9 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.mode = mode
-        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.net = copy.deepcopy(net)
+        for p in self.net.parameters():  # TorchScript has no requires_grad_ for modules
+            p.requires_grad_(False)
         self.low = torch.bfloat16 if mode == "eval_bf16" else low
         self.net.train(mode == "train")
 
@@ -172,6 +174,7 @@ class TrainingState:
     memos: dict[str, Memo] = field(default_factory=dict)
     compile: bool = False  # whether the forward-mode pass is to be compiled, on the first batch
     push: CompiledPush | None = None  # and here it is
+    replays: bool = True  # False: the student was seen not to repeat its forward pass
 
     def images(
         self,
