@@ -116,6 +116,7 @@ class BKD(Distillation):
     needs = frozenset({"counts"})
     presets = {
         "original": dict(temperature=2.0, deferred=True),
+        "original on cifar100": dict(deferred=False),
         "released": dict(temperature=3.0, soft_weight=0.5),
     }
     recipes = {"original": _LONG_TAILED_RECIPE | dict(decay_at=(0.8, 0.9))}

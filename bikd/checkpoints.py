@@ -102,7 +102,7 @@ def run_key(
         method.name,
         own_code(type(method)),
         method.model_dump_json(),
-        state.protocol.model_dump_json(),
+        state.protocol.model_dump_json(exclude=state.protocol.unspoken),
         state.seed,
         split.hash,
         split.views,

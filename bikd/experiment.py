@@ -322,7 +322,7 @@ def _student_config(
 ) -> tuple[list[RunConfig], RunConfig]:  # its teachers, and itself
     "A run of a student."
     settings, fields = changes_for(method, over.changes)
-    made, _ = preset(p.preset, method, settings=settings)
+    made, _ = preset(p.preset, method, settings=settings, dataset=p.dataset)
     teachers = [_teacher_config(p, seed, name, over) for name in made.taught_by]
     recipe = over.recipe | (over.distilled if teachers else {}) | fields
     student = make_config(

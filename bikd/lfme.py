@@ -188,7 +188,7 @@ class LFMESetup(Method):
     needs = frozenset({"groups", "counts"})
     from_val = "how much each expert is heard"
     presets = {"original": dict(temperature=2.0, curriculum="logits")}
-    recipes = {"original": dict(batch_size=256, decay_at=(50 / 90, 80 / 90))}
+    recipes = {"original": dict(batch_size=256, decay_at=(50 / 90, 80 / 90), first_epoch=1)}
     temperature: float = Field(4.0, gt=0, le=1e4)  # τ; the original's is 2
     hear_up_to: float = Field(0.3, ge=0, lt=1)  # a
     curriculum: Literal["losses", "logits"] = "losses"  # what v_i multiplies

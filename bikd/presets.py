@@ -32,9 +32,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # %% ../nbs/06a_presets.ipynb #bfa4642a
-def _changes_under(name: str, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    "What a method's table of presets says about this one."
-    return table.get(name, table.get(name.removesuffix("-cifar10"), {}))
+def _changes_under(
+    name: str, table: dict[str, dict[str, Any]], dataset: str | None = None
+) -> dict[str, Any]:
+    "What a method's table of presets says about this one, and about it on a data set."
+    general = table.get(name, table.get(name.removesuffix("-cifar10"), {}))
+    return general | table.get(f"{name} on {dataset}", {})
 
 # %% ../nbs/06a_presets.ipynb #00d1424b
 def preset(
@@ -42,6 +45,7 @@ def preset(
     method: str,  # a key of `METHODS`
     protocol: dict[str, Any] | None = None,  # fields that override the preset's
     settings: dict[str, Any] | None = None,  # likewise, for the method
+    dataset: str | None = None,  # a key of `bikd.sources.SOURCES`; None: images of one's own
 ) -> tuple[Method, Protocol]:
     """The method and the protocol that a preset means.
 
@@ -49,9 +53,9 @@ def preset(
     if name not in PRESETS:
         raise ValueError(f"preset={name!r} is unknown; there are: {', '.join(PRESETS)}.")
     cls = get_method(method)
-    of_method = _changes_under(name, cls.presets) | (settings or {})
-    of_protocol = PRESETS[name] | _changes_under(name, cls.recipes) | (protocol or {})
-    return cls(**of_method), Protocol(**of_protocol)
+    of_method = _changes_under(name, cls.presets, dataset)
+    of_protocol = PRESETS[name] | _changes_under(name, cls.recipes, dataset)
+    return cls(**of_method | (settings or {})), Protocol(**of_protocol | (protocol or {}))
 
 # %% ../nbs/06a_presets.ipynb #1415a1e9
 _ABOUT_PHI = {

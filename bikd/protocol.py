@@ -6,10 +6,10 @@
 __all__ = ['SGDSettings', 'Milestones', 'Schedule', 'Protocol']
 
 # %% ../nbs/04a_protocol.ipynb #1b27c411
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # %% ../nbs/04a_protocol.ipynb #4296e3eb
 class SGDSettings(BaseModel):
@@ -26,6 +26,9 @@ class SGDSettings(BaseModel):
     # fraction of the schedule during which the learning rate grows linearly up to lr
     warmup: float = Field(0.0, ge=0, lt=1)
     first_epoch: Literal[0, 1] = 0  # epochs are counted from here when compared with `decay_at`
+    # the same for the virtual step of bilevel methods; None: as `first_epoch`
+    virtual_first_epoch: Literal[0, 1] | None = None
+    nesterov: bool = False  # Nesterov momentum
 
     @field_validator("decay_at")
     @classmethod
@@ -33,6 +36,12 @@ class SGDSettings(BaseModel):
         if not all(0 < f <= 1 for f in at):
             raise ValueError(f"decay_at={at}: fractions of the schedule, above 0 and at most 1.")
         return at
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=True is a kind of momentum: give momentum > 0.")
+        return self
 
 # %% ../nbs/04a_protocol.ipynb #98fdd7ca
 class Milestones(SGDSettings):
@@ -64,7 +73,20 @@ class Schedule(Milestones):
         at = epoch + 1 + self.first_epoch
         return rate * at / growing if at < growing else rate
 
+    def virtual_lr_at(
+        self,
+        epoch: int,  # counted from 0
+    ) -> float:  # of that epoch
+        "The learning rate of the virtual step: the student's, its epochs counted from elsewhere."
+        if self.virtual_first_epoch in (None, self.first_epoch):
+            return self.lr_at(epoch)
+        counted = self.model_copy(update=dict(first_epoch=self.virtual_first_epoch))
+        return counted.lr_at(epoch)
+
 # %% ../nbs/04a_protocol.ipynb #494c601e
+_NEWER = dict(virtual_first_epoch=None, nesterov=False)
+
+
 class Protocol(Schedule):
     "How a student is trained and reported, whatever its method (§4.1)."
 
@@ -84,3 +106,8 @@ class Protocol(Schedule):
     def low(self) -> torch.dtype | None:
         "What forward passes are cast to; None: nothing is cast."
         return torch.bfloat16 if self.precision == "bf16" else None
+
+    @property
+    def unspoken(self) -> set[str]:
+        "Fields that older records lack, at the values that these were made with."
+        return {name for name, value in _NEWER.items() if getattr(self, name) == value}

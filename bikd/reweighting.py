@@ -198,5 +198,7 @@ class MetaWeightNetImbalance(MetaWeightNet):
 
     name = "mwn_ci"
     row = TableRow("Meta-Weight-Net (imbalance)", "#CC6677", "controls", 8)
-    recipes = {"original": dict(decay_at=(0.8, 0.9))}
+    recipes = {
+        "original": dict(decay_at=(0.8, 0.9), first_epoch=1, virtual_first_epoch=0, nesterov=True)
+    }
     variant: Literal["label_noise", "class_imbalance"] = "class_imbalance"

@@ -119,6 +119,8 @@ JOINED_LATER: dict[tuple[str, ...], Any] = {  # field -> the default at which th
     ("n_val",): None,
     ("protocol", "warmup"): 0.0,
     ("protocol", "precision"): "float32",
+    ("protocol", "nesterov"): False,
+    ("protocol", "virtual_first_epoch"): None,
     ("settings", "meta_loss"): "ce",
 }
 
@@ -155,7 +157,7 @@ def make_config(
     if trains_teacher_net:
         preset_name = "clean"
     asked = dict(epochs=source.epochs) | (protocol or {})
-    made, recipe = preset(preset_name, method, asked, settings)
+    made, recipe = preset(preset_name, method, asked, settings, dataset)
     teachers = (teacher_run,) if isinstance(teacher_run, str) else tuple(teacher_run or ())
     return RunConfig(
         dataset=dataset,
@@ -856,7 +858,8 @@ def _prepare(folder: Path, cfg: RunConfig) -> None:
     with said_plainly(folder):
         for left in folder.glob(".*.tmp"):
             left.unlink()
-    atomic_write(folder / "config.json", cfg.model_dump_json(indent=1))
+    text = cfg.model_dump_json(indent=1, exclude={"protocol": cfg.protocol.unspoken})
+    atomic_write(folder / "config.json", text)
 
 # %% ../nbs/07_runs.ipynb #4b892c87
 def _fresh_student(cfg: RunConfig, method: Method, split: Split) -> nn.Module:

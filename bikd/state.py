@@ -382,8 +382,13 @@ def _place_nets(
 def _optimizer(student: nn.Module, protocol: Protocol) -> torch.optim.SGD:
     "SGD with momentum and weight decay (§4.1); its learning rate is set anew each epoch."
     params = [p for p in student.parameters() if p.requires_grad]
-    decay = protocol.weight_decay
-    return torch.optim.SGD(params, protocol.lr, momentum=protocol.momentum, weight_decay=decay)
+    return torch.optim.SGD(
+        params,
+        protocol.lr,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
+        nesterov=protocol.nesterov,
+    )
 
 # %% ../nbs/05f_state.ipynb #9629e574
 def set_up(

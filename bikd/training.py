@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['train_epoch', 'begin_epoch', 'teacher_answers', 'Seen', 'forward_pass', 'losses_at', 'replay_error', 'compared',
-           'virtual_gradient', 'validation_loss', 'momentum_terms', 'batch_hypergradient', 'moved_gradient',
-           'real_step', 'measure', 'run_epoch', 'Bar', 'resume', 'outer_loop', 'train']
+           'virtual_gradient', 'validation_loss', 'momentum_terms', 'virtual_rate', 'batch_hypergradient',
+           'moved_gradient', 'real_step', 'measure', 'run_epoch', 'Bar', 'resume', 'outer_loop', 'train']
 
 # %% ../nbs/06_training.ipynb #7080d36d
 import math
@@ -256,12 +256,23 @@ def momentum_terms(
     "What momentum and weight decay would add to the next step's gradient."
     p = state.protocol
     moments = state.optimizer.state
+    share = p.momentum**2 / (1 + p.momentum) if p.nesterov else p.momentum
 
     def added(q: nn.Parameter) -> Tensor:
         velocity = moments[q].get("momentum_buffer", 0)
-        return p.weight_decay * q.detach() + p.momentum * velocity
+        return p.weight_decay * q.detach() + share * velocity
 
     return tuple(added(q) for q in state.params)
+
+
+def virtual_rate(
+    protocol: Protocol,
+    epoch: int,  # counted from 0
+    like_optimizer: bool,  # whether the virtual step is to be what the optimizer would do
+) -> float:  # what the virtual step is multiplied by
+    "The learning rate of the virtual step; with Nesterov momentum times 1 + momentum."
+    rate = protocol.virtual_lr_at(epoch)
+    return rate * (1 + protocol.momentum) if like_optimizer and protocol.nesterov else rate
 
 # %% ../nbs/06_training.ipynb #4565be67
 def _compile_once(state: TrainingState, seen: Seen, theta: dict[str, Tensor]) -> None:
@@ -282,7 +293,7 @@ def batch_hypergradient(
 ) -> tuple[Tensor, Tensor]:  # ∂L_val/∂w `(B, K)`, and L_val, a scalar
     "Virtual step, validation loss there, and its derivative by the weights (Eq. 6)."
     theta = trainable(state.student)  # line 5
-    lr = state.optimizer.param_groups[0]["lr"]
+    lr = virtual_rate(state.protocol, seen.step.epoch, method.momentum_in_virtual_step)
     _compile_once(state, seen, theta)
     drift = momentum_terms(state) if method.momentum_in_virtual_step else None
 

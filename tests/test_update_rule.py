@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from bikd.bikd import BiKD
 from bikd.data import pixel_stats, toy_split
+from bikd.hypergradient import weight_gradient
 from bikd.methods import Setting
 from bikd.presets import preset
 from bikd.protocol import Protocol
@@ -309,6 +310,8 @@ def test_each_switch_changes_the_run(name, field, value):
         ("momentum", 0.0),
         ("decay_at", (0.5,)),
         ("lr_decay", 0.5),
+        ("nesterov", True),
+        ("virtual_first_epoch", 1),
     ],
 )
 def test_each_protocol_field_changes_the_run(field, value):
@@ -319,3 +322,33 @@ def test_each_protocol_field_changes_the_run(field, value):
         train(student, BiKD(k=2), split, protocol, teacher=make_net(1, 12), show=False)
         results.append(torch.cat([p.detach().flatten() for p in student.parameters()]))
     assert (results[0] - results[1]).abs().max() > 1e-9
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_virtual_step_like_the_optimizers_ends_where_the_optimizer_steps(nesterov):
+    "Also once there is a velocity: the virtual student is the one that a real step would make."
+    protocol = Protocol(epochs=2, batch_size=BATCH, lr=0.05, nesterov=nesterov)
+    virtual_steps, before, after = [], [], []
+
+    class Watched(BiKD):
+        name = "watched"
+
+        def learn(self, w, g_w):
+            return False  # φ stays, so that the real step takes the weights of the virtual one
+
+    def watch(losses, val_loss, theta, w, lr, estimator, grads, drift):
+        step = [g + d for g, d in zip(grads, drift, strict=True)]
+        before.append([p.clone() for p in theta.values()])
+        virtual_steps.append([p - lr * s for p, s in zip(before[-1], step, strict=True)])
+        return weight_gradient(losses, val_loss, theta, w, lr, estimator, grads, drift)
+
+    student = make_net(0, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bikd.training.weight_gradient", watch)
+        method = Watched(k=1, virtual_step="optimizer")
+        train(student, method, toy_split(), protocol, teacher=make_net(1, 12), show=False)
+    after = [*before[1:], [p.detach() for p in student.parameters()]]
+    assert len(after) > 4
+    for virtual, real in zip(virtual_steps, after, strict=True):
+        for a, b in zip(virtual, real, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
