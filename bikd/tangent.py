@@ -9,7 +9,7 @@ __all__ = ['BILINEAR', 'Dual', 'BREAK_EVEN', 'PlainRecurrence', 'plain_kernels',
 # %% ../nbs/03a_tangent.ipynb #08bbfda2
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -321,12 +321,13 @@ def _plain_arguments(
     tangents: list[Tensor],
     x: Tensor,
     tape: Tape,
-    buffers: dict[str, Tensor] | None,
+    buffers: Mapping[str, Tensor | None] | None,
 ) -> tuple:
     "The arguments of `_plain_push`'s function for this batch."
     rest = {n: p.detach() for n, p in student.named_parameters() if n not in primals}
     now = dict(student.named_buffers())
-    rest |= {n: (now if buffers is None else buffers)[n].detach() for n in now}
+    before = now if buffers is None else {n: buffers[n] for n in now}
+    rest |= {n: b.detach() for n, b in before.items() if b is not None}
     outs = [out for _, out in tape.known if out is not None]
     return list(primals.values()), tangents, rest, x, outs
 
@@ -369,7 +370,7 @@ class CompiledPush:
         tape: Tape,  # what `student(x)` recorded
         low: torch.dtype | None = None,  # under autocast to this dtype
         # the student's as they were before `student(x)`; None: as they are now
-        buffers: dict[str, Tensor] | None = None,
+        buffers: Mapping[str, Tensor | None] | None = None,
     ):
         self.student = student
         self.names = tuple(theta)
@@ -386,7 +387,7 @@ class CompiledPush:
         duals: dict[str, Tensor],  # parameters with tangents
         x: Tensor,  # a batch of the shape it was compiled for
         tape: Tape,  # what `student(x)` recorded
-        buffers: dict[str, Tensor] | None = None,  # as for the constructor
+        buffers: Mapping[str, Tensor | None] | None = None,  # as for the constructor
     ) -> Tensor:  # logits with tangent `(B, C)`
         pairs = {n: _split(duals[n]) for n in self.names}
         primals = {n: primal for n, (primal, _) in pairs.items()}
@@ -409,7 +410,7 @@ def compile_push(
     x: Tensor,
     tape: Tape,
     low: torch.dtype | None = None,
-    buffers: dict[str, Tensor] | None = None,
+    buffers: Mapping[str, Tensor | None] | None = None,
 ) -> CompiledPush | None:  # None where it cannot be had
     "`CompiledPush`, or None with a warning that says why."
     try:
