@@ -28,7 +28,7 @@ from .tangent import Tape, autocast, first_line, in_full, plain_kernels
 # %% ../nbs/04_hypergradient.ipynb #8d219dcd
 Params = dict[str, Tensor]  # parameters by name
 
-
+# %% ../nbs/04_hypergradient.ipynb #e52c8cbc
 def trainable(
     student: nn.Module,  # any module
 ) -> Params:  # θ: name -> detached parameter, sharing its memory
