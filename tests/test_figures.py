@@ -5,6 +5,7 @@ What they write is the same every time; bad input ends with a message and withou
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -55,6 +56,17 @@ def test_the_records_of_fashion_mnist_make_figures_too(root, tmp_path):
     assert files["figure3-fashion_mnist-rho100.csv"].count(b"\n") == 12156 + 1
 
 
+@pytest.mark.parametrize("notebook,n_files", [("figure3", 4), ("beyond", 9)])
+def test_of_two_settings_in_one_folder_the_nets_choose_one(root, tmp_path, notebook, n_files):
+    parameters = [("dataset", "cifar10_jpeg"), ("rho", "100"), ("student", "resnet8")]
+    files = made(root, notebook, tmp_path / "f", *parameters)
+    assert len(files) == n_files
+    drawn = [Path(name).stem for name in files if "claims" not in name]
+    assert all(stem.endswith("-cifar10_jpeg-rho100-resnet8") for stem in drawn)
+    numbers = {n: b for n, b in files.items() if n.endswith(".csv")}
+    assert {n: (root / "paper_figures" / n).read_bytes() for n in numbers} == numbers
+
+
 def test_the_student_that_was_watched_is_the_one_of_the_records(root):
     from bikd.runs import find_runs
 
@@ -75,6 +87,7 @@ def test_the_student_that_was_watched_is_the_one_of_the_records(root):
     [
         ("figure3", "rho", "7", "no finished run of bikd on mnist5k at rho=7"),
         ("figure3", "seed", "0", "did you mean 'seeds'?"),
+        ("figure3", "student", "resnet14", "no run has these nets; there are: resnet20"),
         ("figure4", "k_runs_dir", "nowhere", "no finished run"),
         ("figure4", "dataset", "cifar10", "no finished run of kd on cifar10"),
         ("beyond", "methods", "nope", "method 'nope' is unknown"),

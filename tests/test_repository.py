@@ -11,11 +11,17 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+
+from bikd.explorer import is_explorable
+from bikd.methods import methods_named
+from bikd.runs import Sealed, find_runs
+from bikd.select import records_digest
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +154,92 @@ def test_papermill_notebooks_have_one_parameters_cell_of_literals(root):
         values = {n.target.id: ast.literal_eval(n.value) for n in nodes}
         if name == "run_experiment.ipynb":
             assert values == {k: f.default for k, f in Parameters.model_fields.items()}
+
+
+def on_digits(folder, rho, *methods):
+    "Committed runs on `mnist5k` at one ρ; of all methods but LFME's experts if none is named."
+    runs = [r for r in find_runs(folder / "mnist5k") if r.config.rho == rho]
+    wanted = methods or methods_named("all controls")
+    return [r for r in runs if r.config.method in wanted]
+
+
+def of_bikd(folder):
+    return [r for r in find_runs(folder / "ablations") if r.config.method == "bikd"]
+
+
+def of_the_table(folder):
+    names = "mnist5k", "fashion_mnist", "cifar10_jpeg"
+    runs = [r for name in names for r in find_runs(folder / name)]
+    return [r for r in runs if r.config.method in methods_named("all controls")]
+
+
+def of_figure4(folder):
+    at_k = [r for r in of_bikd(folder) if r.config.rho == 50]
+    return {r.folder.name: r for r in [*on_digits(folder, 50, "kd", "bikd"), *at_k]}.values()
+
+
+READ = {  # page -> the records that it reads, by its default parameters, from their folder
+    "ablations": of_bikd,
+    "alignment": lambda folder: [Sealed(folder / "alignment")],
+    "beyond": lambda folder: on_digits(folder, 100),
+    "cost": lambda folder: [Sealed(folder / "cost")],
+    "differences": of_bikd,
+    "explore": lambda folder: [r for r in find_runs(folder / "mnist5k") if is_explorable(r)],
+    "figure3": lambda folder: on_digits(folder, 50, "bikd"),
+    "figure4": of_figure4,
+    "mnist5k_rho100": lambda folder: on_digits(folder, 100),
+    "precision": lambda folder: find_runs(folder / "precision" / "mnist5k"),
+    "provenance": lambda folder: find_runs(folder / "mnist5k"),
+    "run_experiment": lambda folder: [
+        r for r in on_digits(folder, 100, "teacher", "ce", "kd", "bikd") if r.config.seed == 0
+    ],
+    "table1": of_the_table,
+}
+READ_NOTHING = {"benchmark", "figure1_2", "own_method"}  # they measure, draw a scheme, or train
+
+
+def papermill_pages(root):
+    "Pages without a number, by name."
+    pages = {Path(name).stem: nb for name, nb in notebooks(root).items()}
+    return {name: nb for name, nb in pages.items() if not re.match(r"\d", name)}
+
+
+def printed(nb):
+    "What a page's cells print as plain text."
+    outputs = [o for c in nb["cells"] for o in c.get("outputs", [])]
+    return "\n".join("".join(o["text"]) for o in outputs if o["output_type"] == "stream")
+
+
+def test_every_page_says_which_records_it_read(root):
+    pages = papermill_pages(root)
+    assert set(pages) == set(READ) | READ_NOTHING
+    for name in READ_NOTHING:
+        assert "records_digest" not in "\n".join(code_cells(pages[name])), name
+
+
+@pytest.mark.parametrize("page", READ)
+def test_pages_show_the_records_that_are_committed(root, page):
+    "If this fails, the records have changed since the page was executed: execute it again."
+    found = re.findall(r"\bdigest ([0-9a-f]{64})$", printed(papermill_pages(root)[page]), re.M)
+    assert found == [records_digest(READ[page](root / "paper_figures" / "records"))]
+
+
+def test_outputs_of_pages_are_small_and_of_no_machine(root):
+    for name, nb in papermill_pages(root).items():
+        size = (root / "nbs" / f"{name}.ipynb").stat().st_size
+        assert size < 400_000, f"{name}: {size} bytes"
+        outputs = [o for c in nb["cells"] for o in c.get("outputs", [])]
+        assert outputs or name == "benchmark", name
+        assert not [o for o in outputs if o["output_type"] == "error"], name
+        kinds = {kind for o in outputs for kind in o.get("data", {})}
+        assert not any("widget" in kind for kind in kinds), name  # they need a kernel
+        texts = [o["data"] for o in outputs if "data" in o]
+        text = json.dumps([{k: v for k, v in t.items() if "image" not in k} for t in texts])
+        place = re.search(
+            r"(?<![\w.<])/(home|root|tmp|opt|usr|work|mnt|Users)/", text + printed(nb)
+        )
+        assert not place, f"{name}: {place}"
+        assert str(Path.home()) + "/" not in text + printed(nb), name
 
 
 def test_library_notebooks_teach(root):
