@@ -9,7 +9,7 @@ __all__ = ['gradient', 'class_alignment', 'teacher_logits_of', 'watched_training
 # %% ../nbs/15_alignment.ipynb #8460b460
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -119,9 +119,9 @@ def watched_training(
 
     Nothing is recorded. Raises `ValueError` for another method, and `RecordError` if the teacher
     is not finished."""
-    method = cfg.make_method()
-    if not isinstance(method, BiKD) or cfg.teacher_run is None:
+    if cfg.method != "bikd" or cfg.teacher_run is None:
         raise ValueError(f"a config of bikd was expected, and this is one of {cfg.method}.")
+    method = cast(BiKD, cfg.make_method())
     temperature = method.temperature
     split = load_split(cfg.dataset, cfg.rho, cfg.seed, data_dir, cfg.n_val)
     channels = split.train.pixels.shape[1]

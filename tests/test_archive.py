@@ -9,7 +9,7 @@ from bikd.archive import ARCHIVE
 from bikd.basics import ParameterError, RecordError
 from bikd.cli import main, remove_run
 from bikd.experiment import project_root
-from bikd.pack import SUMMARY, pack_runs, record_files, unpack_runs
+from bikd.pack import SUMMARY, copy_run, pack_runs, record_files, unpack_runs
 from bikd.pages import write_index
 from bikd.runs import find_run, find_runs, run
 
@@ -23,9 +23,7 @@ def folder(tmp_path):
     wanted = {name for r in runs[-3:] for name in (r.config.run_id, *r.config.teachers)}
     for r in runs:
         if r.config.run_id in wanted:
-            (tmp_path / r.folder.name).mkdir()
-            for name, data in record_files(r).items():
-                (tmp_path / r.folder.name / name).write_bytes(data)
+            copy_run(r, tmp_path)
     return tmp_path
 
 

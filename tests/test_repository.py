@@ -188,7 +188,9 @@ READ = {  # page -> the records that it reads, by its default parameters, from t
     "figure3": lambda folder: on_digits(folder, 50, "bikd"),
     "figure4": of_figure4,
     "mnist5k_rho100": lambda folder: on_digits(folder, 100),
-    "precision": lambda folder: find_runs(folder / "precision" / "mnist5k"),
+    "precision": lambda folder: [
+        r for name in ("mnist5k", "cifar10_jpeg") for r in find_runs(folder / "precision" / name)
+    ],
     "provenance": lambda folder: find_runs(folder / "mnist5k"),
     "run_experiment": lambda folder: [
         r for r in on_digits(folder, 100, "teacher", "ce", "kd", "bikd") if r.config.seed == 0
