@@ -76,7 +76,7 @@ BAD = [
     (["rho", "0.5"], ">= 1"),
     (["rho", "abc"], "rho = 'abc'"),
     (["dataset", "cifar11"], "mnist5k, fashion_mnist, cifar10, cifar10_jpeg, cifar100"),
-    (["methods", "kd nope"], "method 'nope' is unknown; choose one of: teacher, ce, kd, bkd, cckd"),
+    (["methods", "kd nope"], "method 'nope' is unknown; there are: teacher, ce, kd, bkd, cckd"),
     (["epochs", "0"], "epochs = 0"),
     (["k", "0"], "k = 0"),
     (["data_dir", "/no/such/folder"], "data_dir='/no/such/folder' does not exist"),
