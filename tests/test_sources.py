@@ -135,7 +135,7 @@ def test_damaged_or_missing_cifar_ends_in_one_clear_message(tmp_path, monkeypatc
     with pytest.raises(RuntimeError, match=words):
         load_cifar("cifar10", folder)
     archive.write_bytes(archive.read_bytes()[:-9])
-    with pytest.raises(RuntimeError, match="neither whole"):
+    with pytest.raises(RuntimeError, match="is not complete"):
         load_cifar("cifar10", archive)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_cifar("cifar10", tmp_path / "elsewhere")
@@ -222,7 +222,7 @@ def test_a_fashion_download_is_whole_or_absent_and_fetched_once(tmp_path, monkey
                 last.write_bytes(ill)
             else:
                 last.unlink()
-            with pytest.raises(sources.DataError, match="nor could it be downloaded"):
+            with pytest.raises(sources.DataError, match="and could not be downloaded"):
                 load_fashion_mnist(home)
             assert not (home / "FashionMNIST").exists()
         last.write_bytes(sound)
