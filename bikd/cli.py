@@ -298,10 +298,13 @@ def _add_runs(commands: Any) -> None:
 
 # %% ../nbs/18_cli.ipynb #ef8829c4
 def _add_pack(commands: Any) -> None:
-    for name, what in (("pack", "finished runs as one archive and one table"), ("unpack", "undo")):
+    for name, what, command in (
+        ("pack", "finished runs as one archive and one table", pack_command),
+        ("unpack", "undo", unpack_command),
+    ):
         p = commands.add_parser(name, help=what)
         p.add_argument("folder", help="of runs, for example paper_figures/records/mnist5k")
-        p.set_defaults(do=pack_command if name == "pack" else unpack_command)
+        p.set_defaults(do=command)
 
 
 def _add_page(commands: Any) -> None:

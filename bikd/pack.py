@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .archive import ARCHIVE, Place, open_archive, zip_bytes
+from .archive import ARCHIVE, open_archive, run_places, zip_bytes
 from .basics import RecordError, atomic_write
 from .runs import SUMS, Run, find_runs
 
@@ -30,11 +30,10 @@ def record_files(
     lost = [n for n in run.sums if n not in there and not n.endswith(OPTIONAL)]
     strange = sorted(there - {*run.sums, SUMS})
     if lost:
-        raise RecordError(f"{run.folder} has lost {lost[0]}. Restore it before the set is packed.")
+        raise RecordError(f"{run.folder} has lost {lost[0]}. Restore it first.")
     if strange:
         raise RecordError(
-            f"{run.folder / strange[0]} does not belong to the run's record. Move it away before "
-            "the set is packed."
+            f"{run.folder / strange[0]} does not belong to the run's record. Move it away first."
         )
     files = {name: run.read_bytes(name) for name in sorted(there - {SUMS})}
     return files | {SUMS: (run.folder / SUMS).read_bytes()}
@@ -44,13 +43,15 @@ def copy_run(
     run: Run,  # finished, loose or packed
     to: str | os.PathLike[str],  # a folder of runs; it is made
 ) -> Path:  # the copy's folder
-    "A run's record as a folder, its files compared with their checksums first."
+    "A run's record as a folder, its files compared with their checksums first. Whole or absent."
     files = record_files(run)
     copy = Path(to) / run.folder.name
-    copy.mkdir(parents=True)
+    part = copy.with_name(f".{copy.name}.part")  # hidden: it is nobody's run yet
+    shutil.rmtree(part, ignore_errors=True)  # of a copy that was interrupted
+    part.mkdir(parents=True)
     for name, data in files.items():
-        atomic_write(copy / name, data)
-    return copy
+        atomic_write(part / name, data)
+    return part.rename(copy)
 
 # %% ../nbs/07c_pack.ipynb #1d3d4dd3
 _RESULTS = (
@@ -98,7 +99,7 @@ def loose_folders(
     runs: list[Run],  # its finished runs
 ) -> list[Path]:  # folders of finished runs
     "What is not packed yet. `RecordError` for a folder that is no finished run."
-    loose = [p for p in folder.glob("*/") if p.is_dir() and p.name[0] != "."]
+    loose = [place for place in run_places(folder) if isinstance(place, Path)]
     finished = {r.folder.name for r in runs}
     unfinished = [p for p in loose if p.name not in finished]
     if unfinished:
@@ -146,13 +147,6 @@ def unpack_runs(
         raise RecordError(f"{folder} holds no {ARCHIVE}. Name a packed folder of runs.")
     for run in find_runs(folder):
         if not isinstance(run.folder, Path):
-            _unpack_one(run.folder, folder)
+            copy_run(run, folder)
     (folder / ARCHIVE).unlink()
     (folder / SUMMARY).unlink(missing_ok=True)
-
-# %% ../nbs/07c_pack.ipynb #6940d74f
-def _unpack_one(place: Place, folder: Path) -> None:
-    target = folder / place.name
-    target.mkdir()
-    for file in place.iterdir():
-        atomic_write(target / file.name, file.read_bytes())

@@ -55,6 +55,23 @@ def test_a_rebuilt_archive_has_the_same_bytes_wherever_and_whenever(folder):
     assert (archive.read_bytes(), table.read_bytes()) == first
 
 
+def test_an_interrupted_copy_hides_no_packed_run_and_is_made_again(folder, monkeypatch):
+    everything = contents(find_runs(folder))
+    pack_runs(folder)
+
+    def interrupted(path, data):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bikd.pack.atomic_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            unpack_runs(folder)
+    assert contents(find_runs(folder)) == everything
+    unpack_runs(folder)
+    assert contents(find_runs(folder)) == everything
+    assert not [p for p in folder.iterdir() if p.name[0] == "."]
+
+
 def test_what_joins_later_is_packed_too(folder):
     everything = contents(find_runs(folder))
     late = folder / find_runs(folder)[-1].folder.name
