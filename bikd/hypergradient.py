@@ -8,7 +8,6 @@ __all__ = ['Params', 'Generator', 'Buffers', 'FORWARD_MODE', 'Estimator', 'ESTIM
            'weight_gradient', 'hypergradient']
 
 # %% ../nbs/04_hypergradient.ipynb #748d19a4
-import copy
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,11 +66,9 @@ class RngState:
         self,
         device: str | torch.device = "cpu",  # if it is a GPU, its state is kept beside the CPU's
     ):
-        self.generators = _global_generators(torch.device(device))
-        self.states = self._now()
-
-    def _now(self) -> list[Any]:
-        return [get() for get, _ in self.generators]
+        self.device = torch.device(device)
+        self.generators = _global_generators(self.device)
+        self.states = [get() for get, _ in self.generators]
 
     def restore(self) -> None:
         "Put all generators back to the moment."
@@ -81,13 +78,9 @@ class RngState:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         "Inside, draws are those that followed the moment; afterwards the state is as before."
-        now = copy.copy(self)
-        now.states = self._now()
-        try:
+        with kept_random(self.device):
             self.restore()
             yield
-        finally:
-            now.restore()
 
 
 @contextmanager
