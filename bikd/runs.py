@@ -43,7 +43,7 @@ from .measuring import check_answers, evaluate
 from .methods import Method, get_method, own_code, rank
 from .models import check_model, create_model
 from .presets import preset
-from .protocol import Protocol
+from .protocol import NEWER, Protocol
 from .sources import get_source
 from .state import Execution, Teacher, TrainingState, preflight
 from .training import train
@@ -119,9 +119,8 @@ JOINED_LATER: dict[tuple[str, ...], Any] = {  # field -> the default at which th
     ("n_val",): None,
     ("protocol", "warmup"): 0.0,
     ("protocol", "precision"): "float32",
-    ("protocol", "nesterov"): False,
-    ("protocol", "virtual_first_epoch"): None,
     ("settings", "meta_loss"): "ce",
+    **{("protocol", name): default for name, default in NEWER.items()},
 }
 
 # %% ../nbs/07_runs.ipynb #3864b4b3
