@@ -27,7 +27,7 @@ from .runs import RunConfig, load_teacher
 from .state import TrainingState
 from .table import Interval, interval
 from .training import train
-from .views import DeviceImages
+from .views import DeviceImages, unaugmented
 
 with needs_extra("bikd.alignment"):
     import matplotlib.pyplot as plt
@@ -59,9 +59,9 @@ def gradient(
     net.eval()
     total = torch.zeros((), device=ids.device)
     for at in torch.arange(len(ids), device=ids.device).split(batch):
-        logits = net(gallery(ids[at], torch.full_like(at, gallery.views.identity)))
+        x, labels = unaugmented(gallery, ids[at])
         answers = None if teacher_logits is None else teacher_logits[at]
-        losses = _losses(logits, gallery.labels[ids[at]], answers, temperature)
+        losses = _losses(net(x), labels, answers, temperature)
         grads = torch.autograd.grad(losses.sum() / len(ids), state.params)
         total = total + torch.cat([g.flatten() for g in grads])
     net.train(was_training)

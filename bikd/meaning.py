@@ -23,7 +23,7 @@ from .measuring import logits_of
 from .methods import Method, wants_val
 from .sources import Images
 from .state import TrainingState
-from .views import DeviceImages, evaluation_batch, scaled, stacked
+from .views import DeviceImages, evaluation_batch, scaled, stacked, unaugmented
 
 # %% ../nbs/08a_meaning.ipynb #400734ac
 class Range:
@@ -97,7 +97,7 @@ def _batches(ids: Tensor, gallery: DeviceImages) -> Iterator[tuple[Tensor, Tenso
     "These images as they are, with their labels."
     n_batches = math.ceil(len(ids) / evaluation_batch(gallery.views.size))
     for some in ids.to(gallery.device).tensor_split(n_batches):
-        yield gallery(some, torch.full_like(some, gallery.views.identity)), gallery.labels[some]
+        yield unaugmented(gallery, some)
 
 # %% ../nbs/08a_meaning.ipynb #558e5624
 @torch.no_grad()
