@@ -29,17 +29,10 @@ from bikd.sources import Chosen, Images
 from bikd.training import train
 from bikd.views import DeviceImages, Views, evaluation_batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 3
 HALF = dict(mean=[0.5] * 3, std=[0.5] * 3)  # how the teachers were trained, unless they say
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Small nets are fastest on one thread."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def bright(counts=(60, 40, 30), seed=0):

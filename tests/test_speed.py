@@ -28,14 +28,8 @@ from bikd.runs import make_config, run
 from bikd.training import train
 from bikd.views import DeviceImages
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Small nets are fastest on one thread. A memo is for one number of threads, too."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# a memo is for one number of threads
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def toy_memo(folder=None, **kw):

@@ -70,8 +70,8 @@ def test_what_is_said_of_bfloat16_is_that_of_the_records(root):
         assert set(effects.n) == {3}
         assert set(effects.verdict) == {"open"}
         teacher, ce, kd, bikd = (effects.text[m] for m in ("teacher", "ce", "kd", "bikd"))
-        assert f"{teacher} for the teacher" in results.replace(" points for", " for")
-        assert f"for the teacher, {ce} for CE, {kd} for KD and {bikd} for BiKD" in results
+        rest = f"for the teacher, {ce} for CE, {kd} for KD and {bikd} for BiKD"
+        assert f"{teacher} points {rest}" in results or f"it is {teacher} {rest}" in results
         teacher, ce, kd, bikd = (f"{effects.difference[m]:+.2f}" for m in effects.index)
         said = (
             f"{teacher} points for the teacher, {ce} for CE, {kd} for KD, {bikd} for BiKD",

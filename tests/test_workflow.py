@@ -16,6 +16,7 @@ import yaml
 
 from bikd.graph import read_graph
 from bikd.methods import get_method, methods_named, table_rows
+from bikd.runs import find_runs
 
 pytest.importorskip(
     "snakemake", reason="the extra `grid` is not installed: pip install -e '.[grid]'"
@@ -92,13 +93,13 @@ def jpeg_jobs():
 
 
 def test_the_file_of_cifar10_jpeg_plans_the_runs_that_are_committed(jpeg_jobs):
-    files = (ROOT / "paper_figures" / "records" / "cifar10_jpeg").glob("*/config.json")
-    committed = {f.parent.name: json.loads(f.read_text()) for f in files}
+    runs = find_runs(ROOT / "paper_figures" / "records" / "cifar10_jpeg")
+    committed = {r.folder.name: r.config for r in runs}
     for nets in (SMALL_NETS, PAPERS_NETS):
         there = {
             run_id
             for run_id, c in committed.items()
-            if c["net"] in nets and (c["rho"], c["seed"]) == (100, 0)
+            if c.net in nets and (c.rho, c.seed) == (100, 0)
         }
         mine = {
             run_id
