@@ -71,7 +71,10 @@ def test_without_the_notebooks_it_says_where_they_are(tmp_path):
 def test_ctrl_c_says_how_to_go_on(tmp_path, root):
     runs = tmp_path / "runs"
     words = experiment(runs, "-p", "epochs", "40")
+    # started in the background, this process ignores SIGINT, and would hand that down
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = command(*words, cwd=root)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 240
     while not list(runs.glob("*/checkpoint.pt")):
         assert process.poll() is None and time.monotonic() < deadline
